@@ -1,0 +1,83 @@
+# Each target makes what it needs: .venv with a Python >= 3.11, the package, its dependencies.
+# `make demo` and `make test` are enough on a machine that has Python and nothing else.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+SHELL := /bin/bash
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: help demo test test-slow lint types format train app clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo       pictures under CFG and APG into out/"
+	@echo "make test       lint and the quick tests"
+	@echo "make test-slow  all tests"
+	@echo "make lint       ruff alone       make format  ruff, repairing"
+	@echo "make types      mypy on the installed package"
+	@echo "make train      the bundled model from nothing, resumable (PRESET=cpu or gpu)"
+	@echo "make app        the Gradio app"
+
+demo: $(VENV)/stamp-core
+	$(PY) -m trimtab demo --output out
+
+test: lint
+	$(PY) -m pytest -m "not slow"
+
+test-slow: lint
+	$(PY) -m pytest
+
+lint: $(VENV)/stamp-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(VENV)/stamp-dev
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+# mypy does not see editable installs whose packages are mapped: give it a plain copy.
+types: $(VENV)/stamp-dev
+	rm -rf build/typed
+	$(PY) -m pip install --quiet --no-deps --no-build-isolation --target build/typed .
+	MYPYPATH=build/typed $(PY) -m mypy -p trimtab
+
+PRESET ?= cpu
+train: $(VENV)/stamp-training
+	$(PY) -m trimtab.recipes.emoji_scenes.train --preset $(PRESET)
+
+app: $(VENV)/stamp-app
+	@test -f app.py || { echo "make app: there is no app.py yet" >&2; exit 1; }
+	$(PY) app.py
+
+clean:
+	rm -rf build dist out *.egg-info .pytest_cache .ruff_cache .mypy_cache
+
+# The environment. A stamp a set of extras, so that a second call starts at once.
+
+$(PY):
+	@for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python; do \
+	    "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	    echo "making $(VENV) with $$python"; "$$python" -m venv $(VENV) && exit 0; \
+	done; \
+	echo "make: no Python >= 3.11 with venv found (on Debian: apt install python3-venv); give one as PYTHON=..." >&2; \
+	exit 1
+
+# torch first: on Linux the index's default build carries gigabytes of CUDA libraries, so without an NVIDIA GPU
+# the CPU wheels are asked for, where they can be reached.
+$(VENV)/stamp-torch: constraints.txt | $(PY)
+	@cpu=https://download.pytorch.org/whl/cpu; more=; \
+	if [ "$$(uname -s)" = Linux ] && ! nvidia-smi >/dev/null 2>&1 \
+	    && ! $(PY) -c 'import torch' 2>/dev/null \
+	    && $(PY) -c "import urllib.request as u; u.urlopen('$$cpu/torch/', timeout=10)" 2>/dev/null; \
+	then more="--extra-index-url $$cpu"; fi; \
+	echo "installing torch $$more"; \
+	$(PY) -m pip install --quiet --constraint constraints.txt $$more torch numpy setuptools
+	@touch $@
+
+$(VENV)/stamp-core: $(VENV)/stamp-torch pyproject.toml
+	$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/stamp-dev $(VENV)/stamp-app $(VENV)/stamp-training: $(VENV)/stamp-%: $(VENV)/stamp-torch pyproject.toml
+	$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[$*]"
+	@touch $@
