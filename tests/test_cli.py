@@ -1,0 +1,363 @@
+"""The command line on a tiny random Stable Diffusion 3: what it writes, and what it says to bad input."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+from diffusers import StableDiffusion3Pipeline as SD3
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
+
+import trimtab
+from trimtab.cli import main
+from trimtab.commands import sampling
+from trimtab.commands.pictures import slug
+from trimtab.pipelines.vocabulary import unknown_words
+
+WORDS = ("a", "cat", "dog", "on", "sky", "background")
+
+
+def _clip() -> CLIPTextModelWithProjection:
+    config = CLIPTextConfig(
+        vocab_size=len(WORDS) + 2,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        projection_dim=32,
+        max_position_embeddings=16,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    return CLIPTextModelWithProjection(config).eval()
+
+
+def _clip_tokenizer() -> CLIPTokenizer:
+    vocabulary = ["<|startoftext|>", "<|endoftext|>", *(f"{word}</w>" for word in WORDS)]
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(vocabulary)}, merges=[], model_max_length=16)
+
+
+def _word_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {word: i for i, word in enumerate(("<pad>", "</s>", "<unk>", *WORDS))}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=16,
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    t5 = T5Config(vocab_size=len(WORDS) + 3, d_model=64, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    pipe = SD3(
+        transformer=SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            caption_projection_dim=32,
+            joint_attention_dim=64,
+            pooled_projection_dim=64,
+            out_channels=4,
+            pos_embed_max_size=16,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=AutoencoderKL(
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            layers_per_block=1,
+            norm_num_groups=4,
+            latent_channels=4,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            shift_factor=0.0,
+            scaling_factor=1.0,
+        ),
+        text_encoder=_clip(),
+        tokenizer=_clip_tokenizer(),
+        text_encoder_2=_clip(),
+        tokenizer_2=_clip_tokenizer(),
+        text_encoder_3=T5EncoderModel(t5).eval(),
+        tokenizer_3=_word_tokenizer(),
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny-sd3"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def generate(model: Path | str, *options: str) -> int:
+    quick = ["--guidance", "cfg", "--guidance-scale", "4", "--steps", "2", "--device", "cpu"]
+    return main(["generate", *quick, "--model", str(model), *options])
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+@pytest.fixture
+def output(tmp_path) -> Path:
+    return tmp_path / "made" / "here"
+
+
+def test_pictures_carry_what_made_them(model, output, capsys):
+    assert generate(model, "--num-images", "2", "--seed", "5", "--output", str(output), "--", "a cat") == 0
+    lines = [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
+    assert [line["seed"] for line in lines] == [5, 6]
+    assert sorted(path.name for path in output.iterdir()) == sorted(
+        ["manifest.jsonl", *(line["file"] for line in lines)]
+    )
+    assert capsys.readouterr().out.splitlines() == [str(output / line["file"]) for line in lines]
+    for line in lines:
+        with Image.open(output / line["file"]) as image:
+            assert image.size == (16, 16)
+            assert image.text["prompt"] == line["prompt"] == "a cat"
+            assert int(image.text["seed"]) == line["seed"]
+            assert json.loads(image.text["settings"]) == line["settings"]
+            assert line["settings"]["guidance_scale"] == 4.0
+
+
+def test_a_batch_gives_what_its_items_give(model, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\n\na dog\n")
+    options = ["--num-images", "2", "--batch-size"]
+    assert generate(model, "--prompt-file", str(prompts), *options, "3", "--output", str(tmp_path / "b")) == 0
+    assert generate(model, "--seed", "1", "--output", str(tmp_path / "one"), "--", "a dog") == 0
+    (alone,) = (tmp_path / "one").glob("*.png")
+    batched = {path.name: pixels(path) for path in (tmp_path / "b").glob("*.png")}
+    assert sorted(batched) == [
+        "0000-a-cat-cfg-4-seed0.png",
+        "0000-a-cat-cfg-4-seed1.png",
+        "0001-a-dog-cfg-4-seed0.png",
+        "0001-a-dog-cfg-4-seed1.png",
+    ]
+    # One grey level: a batched matrix product sums in another order.
+    assert abs(batched["0001-a-dog-cfg-4-seed1.png"] - pixels(alone)).max() <= 1
+    assert abs(batched["0001-a-dog-cfg-4-seed0.png"] - pixels(alone)).max() > 8
+
+
+def test_options_reach_the_pipeline(model, tmp_path):
+    def mean_of(*options: str) -> np.ndarray:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        assert generate(model, *options, "--output", str(folder), "--", "a cat") == 0
+        (path,) = folder.glob("*.png")
+        return pixels(path)
+
+    plain = mean_of()
+    assert (plain == mean_of()).all()
+    assert mean_of("--height", "24", "--width", "32").shape == (24, 32, 3)
+    for options in (
+        ("--guidance-scale", "9"),
+        ("--negative-prompt", "a dog"),
+        ("--steps", "3"),
+        ("--seed", "1"),
+    ):
+        assert (mean_of(*options) != plain).any(), options
+
+
+@pytest.mark.parametrize("name", [name for name in sampling.guidance_names() if name != "cfg"])
+def test_each_guidance_name_works_and_leaves_the_pipeline_clean(model, name):
+    pipe = SD3.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    options = {"guidance": name, "guidance_scale": 8.0, "steps": 3}
+    first, again = (sampling.sample(pipe, ["a cat"], [0], **options)[0] for _ in range(2))
+    plain = sampling.sample(pipe, ["a cat"], [0], **options | {"guidance": "cfg"})[0]
+    expected = pipe(
+        "a cat",
+        guidance_scale=8.0,
+        num_inference_steps=3,
+        max_sequence_length=16,
+        generator=torch.Generator().manual_seed(0),
+    ).images[0]
+    assert first.tobytes() == again.tobytes()
+    assert first.tobytes() != plain.tobytes()
+    assert plain.tobytes() == expected.tobytes()
+
+
+def test_unknown_words_are_named_once(model, output, capsys):
+    assert generate(model, "--output", str(output), "--", "a zebra on a zebra", "a quagga") == 0
+    assert "does not know zebra, quagga" in capsys.readouterr().err
+    pipe = SD3.from_pretrained(model)
+    assert unknown_words(pipe, "a cat on a sky background") == []
+    assert unknown_words(SD3(**pipe.components | {"tokenizer_3": None}), "a zebra") == []
+
+
+def _truncated(model: Path, tmp_path: Path) -> Path:
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    weights = broken / "transformer" / "diffusion_pytorch_model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 100)
+    return broken
+
+
+BAD = {
+    "no prompt": ([], "at least one PROMPT"),
+    "blank prompt": (["a cat", " "], "prompt 2 is blank"),
+    "unknown guidance": (["a cat", "--guidance", "apgg"], "takes one of cfg, "),
+    "negative scale": (["a cat", "--guidance-scale", "-1"], "0 or more; got -1"),
+    "NaN scale": (["a cat", "--guidance-scale", "nan"], "0 or more; got nan"),
+    "infinite scale": (["a cat", "--guidance-scale", "inf"], "0 or more; got inf"),
+    "scale no number": (["a cat", "--guidance-scale", "high"], "0 or more; got 'high'"),
+    "odd height": (["a cat", "--height", "66"], "--height takes a multiple of 4"),
+    "odd width": (["a cat", "--width", "3"], "--width takes a multiple of 4 for this model (4, say); got 3"),
+    "negative width": (["a cat", "--width", "-64"], "1 or more; got -64"),
+    "no steps": (["a cat", "--steps", "0"], "1 or more; got 0"),
+    "negative seed": (["a cat", "--seed", "-1"], "from 0 to"),
+    "no device": (["a cat", "--device", "warp"], "--device warp"),
+    "unknown dtype": (["a cat", "--dtype", "int4"], "--dtype"),
+    "unknown option": (["a cat", "--colour"], "--colour"),
+    "no model": (["a cat", "--model", "/no/such/folder"], "/no/such/folder does not exist"),
+    "no Hub model": (["a cat", "--model", "nobody/nothing"], "nobody/nothing"),
+    "no prompt file": (["--prompt-file", "/no/such/file"], "/no/such/file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_nothing_written(name, model, output, capsys):
+    options, words = BAD[name]
+    split = next((i for i, option in enumerate(options) if option.startswith("--")), len(options))
+    arguments = [*options[split:], "--output", str(output), "--", *options[:split]]
+    _assert_one_line(generate(model, *arguments), words, capsys)
+    assert not output.parent.exists()
+
+
+def _assert_one_line(code: int, words: str, capsys) -> None:
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    assert captured.err.startswith("trimtab: error: ") and captured.err.count("\n") == 1
+    assert words in captured.err
+
+
+def test_a_folder_that_is_no_model(tmp_path, output, capsys):
+    (tmp_path / "plain").mkdir()
+    _assert_one_line(
+        generate(tmp_path / "plain", "--output", str(output), "--", "a cat"), "model_index.json", capsys
+    )
+    (tmp_path / "plain" / "model_index.json").write_text("{]")
+    _assert_one_line(
+        generate(tmp_path / "plain", "--output", str(output), "--", "a cat"), "is no JSON", capsys
+    )
+    file = tmp_path / "plain" / "model_index.json"
+    _assert_one_line(generate(file, "--output", str(output), "--", "a cat"), "is a file", capsys)
+    assert not output.parent.exists()
+
+
+def test_a_truncated_safetensors_file(model, tmp_path, output, capsys):
+    broken = _truncated(model, tmp_path)
+    code = generate(broken, "--output", str(output), "--", "a cat")
+    _assert_one_line(code, "diffusion_pytorch_model.safetensors is no whole safetensors file", capsys)
+    weights = broken / "transformer" / "diffusion_pytorch_model.safetensors"
+    for size in (100, 4, 0):
+        os.truncate(weights, size)
+        code = generate(broken, "--output", str(output), "--", "a cat")
+        _assert_one_line(code, "is no whole safetensors file", capsys)
+    weights.unlink()
+    _assert_one_line(generate(broken, "--output", str(output), "--", "a cat"), "cannot be loaded", capsys)
+    assert not output.parent.exists()
+
+
+@pytest.mark.parametrize("below", ["", "deeper/still"])
+def test_an_output_that_is_a_file(below, model, tmp_path, capsys):
+    file = tmp_path / "taken"
+    file.write_text("mine")
+    _assert_one_line(
+        generate(model, "--output", str(file / below), "--", "a cat"), f"{file} is a file", capsys
+    )
+    assert file.read_text() == "mine"
+
+
+def test_a_failed_write_leaves_nothing(model, output, capsys, monkeypatch):
+    def full_disk(self, file, **kwargs):
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    assert generate(model, "--output", str(output), "--", "a cat") == 1
+    assert "No space left" in capsys.readouterr().err
+    assert list(output.iterdir()) == []
+
+
+def test_not_finite_pictures_are_refused(model, output, capsys, tmp_path):
+    poisoned = tmp_path / "poisoned"
+    pipe = SD3.from_pretrained(model)
+    with torch.no_grad():
+        pipe.transformer.proj_out.bias.fill_(float("nan"))
+    pipe.save_pretrained(poisoned)
+    assert generate(poisoned, "--output", str(output), "--", "a cat") == 1
+    assert "not finite" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_demo_compares_rules_and_scales(model, output, capsys):
+    assert (
+        main(["demo", "--model", str(model), "--steps", "2", "--device", "cpu", "--output", str(output)]) == 0
+    )
+    printed = capsys.readouterr().out
+    rows = [line.split()[:2] for line in printed.splitlines()[1:7]]
+    assert rows == [[rule, scale] for rule in ("cfg", "apg") for scale in ("3", "7", "15")]
+    assert str(output / "demo.png") in printed
+    with Image.open(output / "demo.png") as image:
+        assert image.width > 6 * 16
+
+
+def test_info_and_version(capsys):
+    assert main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert f"torch            {torch.__version__}" in printed
+    assert "cfg, " in printed
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"trimtab {trimtab.__version__}\n"
+
+
+@pytest.mark.parametrize("argv", [[], ["paint"], ["info", "--loud"]])
+def test_unusable_command_lines(argv, capsys):
+    _assert_one_line(main(argv), "", capsys)
+
+
+def test_help_and_mistakes_do_not_wait_for_torch():
+    code = "import sys; from trimtab.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    for argv in (["generate", "--help"], ["generate"], ["generate", "a", "--steps", "x"]):
+        subprocess.run([sys.executable, "-c", code, *argv], check=True, capture_output=True)
+
+
+def test_the_module_is_the_command():
+    run = subprocess.run([sys.executable, "-m", "trimtab", "generate"], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith("trimtab: error: ") and run.stderr.count("\n") == 1
+
+
+def test_slug():
+    assert slug("A cat, to the left: of an owl!") == "a-cat-to-the-left-of-an-owl"
+    assert slug("кот на фоне") == "кот-на-фоне"
+    assert slug("../..") == "picture"
+    assert len(slug("word " * 50)) <= 48
+    with contextlib.suppress(OSError):
+        assert os.sep not in slug(f"a{os.sep}b")

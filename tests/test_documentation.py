@@ -1,0 +1,47 @@
+"""Examples in docstrings and in the README are run."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from trimtab.assets import asset_path
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"][
+    "packages"
+]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# A comment before a snippet says why it is not run.
+SNIPPET = re.compile(r"(?P<comment><!-- not run: .+? -->\n)?```python\n(?P<code>.+?)```", re.DOTALL)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_docstrings(package):
+    module = importlib.import_module(package)
+    names = [info.name for info in pkgutil.iter_modules(list(module.__path__)[:1]) if not info.ispkg]
+    for name in ("", *(f".{name}" for name in names if name != "__main__")):
+        assert doctest.testmod(importlib.import_module(package + name)).failed == 0, package + name
+
+
+@pytest.mark.parametrize(
+    "code",
+    [match["code"] for match in SNIPPET.finditer(README) if not match["comment"]],
+    ids=lambda code: code.strip().splitlines()[-1][:40],
+)
+def test_readme_snippets(code, tmp_path, monkeypatch):
+    try:
+        asset_path("emoji-scenes/model_index.json")
+    except FileNotFoundError:
+        pytest.skip("the bundled model is not there")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+
+
+def test_readme_names_real_paths():
+    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target

@@ -1,0 +1,67 @@
+"""Writes pictures so that none is ever half there, each with what made it."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trimtab import __version__
+from trimtab.commands.errors import UsageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["MANIFEST", "append_manifest", "check_folder", "save_png", "slug"]
+
+MANIFEST = "manifest.jsonl"
+
+
+def check_folder(output: str) -> Path:
+    """Makes sure, before any model runs, that a folder can be written; creates nothing.
+
+    Raises:
+        UsageError: if the path or one above it is a file, or may not be written.
+    """
+    folder = Path(output).expanduser()
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise UsageError(f"--output takes a folder, made if missing; {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"--output takes a folder that can be written; {nearest} cannot")
+    return folder
+
+
+def save_png(image: "Image", path: Path, made_by: Mapping[str, Any]) -> None:
+    """Writes a PNG under a temporary name in its folder, then renames it.
+
+    Args:
+        image: the picture.
+        path: where to; its folder exists. A file of that name is replaced.
+        made_by: what made the picture, written into its text fields (``Image.open(path).text``): each string
+            as it is, all other values as JSON.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    text = PngInfo()
+    text.add_itxt("Software", f"trimtab {__version__}")
+    for name, value in made_by.items():
+        text.add_itxt(name, value if isinstance(value, str) else json.dumps(value))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        image.save(temporary, format="png", pnginfo=text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def append_manifest(folder: Path, line: Mapping[str, Any]) -> None:
+    """Appends one JSON line to the folder's manifest; of two lines about a file the later one holds."""
+    with (folder / MANIFEST).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def slug(text: str, length: int = 48) -> str:
+    """A text as part of a file name: letters and digits of any script, with dashes between."""
+    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")[:length].strip("-") or "picture"

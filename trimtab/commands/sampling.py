@@ -1,0 +1,104 @@
+"""One call of a stock pipeline under a guidance rule, shared by the commands."""
+
+import inspect
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from trimtab.commands.errors import UsageError, first_line
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from PIL.Image import Image
+
+__all__ = ["check_guidance", "guidance_names", "sample"]
+
+
+def guidance_names() -> list[str]:
+    """The names that ``--guidance`` takes: ``cfg``, the pipeline's own, and those of ``trimtab.guidance``."""
+    from trimtab.guidance import GUIDERS
+
+    return ["cfg", *sorted(set(GUIDERS) - {"cfg"})]
+
+
+def check_guidance(name: str) -> None:
+    """Raises UsageError unless a guidance rule has this name."""
+    names = guidance_names()
+    if name not in names:
+        raise UsageError(f"--guidance takes one of {', '.join(names)}; got {name!r}")
+
+
+def sample(
+    pipe: "DiffusionPipeline",
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    guidance: str,
+    guidance_scale: float,
+    steps: int,
+    height: int | None = None,
+    width: int | None = None,
+    negative_prompt: str | None = None,
+) -> "list[Image]":
+    """Pictures of prompts, one a seed. Each has a generator of its own, so its neighbours do not matter.
+
+    Args:
+        pipe: a text-to-image pipeline.
+        prompts: one a picture.
+        seeds: one a picture.
+        guidance: a name of :func:`guidance_names`.
+        guidance_scale: >= 0.
+        steps: >= 1, the scheduler's steps.
+        height: in pixels; None is the pipeline's own, as for ``width``.
+        width: in pixels.
+        negative_prompt: what to guide away from, for all pictures.
+
+    Returns:
+        The pictures.
+
+    Raises:
+        UsageError: if the pipeline refuses an argument.
+        FloatingPointError: if a picture is not finite.
+        MemoryError: if the device's memory is too small for so many at once.
+    """
+    import numpy as np
+    import torch
+
+    from trimtab.pipelines.vocabulary import word_level_tokenizers
+
+    takes = inspect.signature(pipe.__call__).parameters
+    options: dict[str, Any] = {"height": height, "width": width}
+    if negative_prompt is not None:
+        options["negative_prompt"] = [negative_prompt] * len(prompts)
+    if word_level_tokenizers(pipe) and "max_sequence_length" in takes:
+        options["max_sequence_length"] = 16  # a caption of such a model is shorter; the default is padding
+    options = {name: value for name, value in options.items() if value is not None}
+    if refused := [name for name in options if name not in takes]:
+        raise UsageError(f"{type(pipe).__name__} takes no {' and no '.join(refused)}")
+
+    rule: AbstractContextManager[Any] = nullcontext()
+    if guidance != "cfg":
+        from trimtab.guidance import GUIDERS, attach
+
+        rule = attach(pipe, GUIDERS[guidance](guidance_scale=guidance_scale))
+    # Under a guider the pipeline's own scale only switches the second prediction on.
+    own_scale = guidance_scale if guidance == "cfg" else max(guidance_scale, 2.0)
+    try:
+        with rule:
+            arrays = pipe(
+                prompt=list(prompts),
+                generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+                guidance_scale=own_scale,
+                num_inference_steps=steps,
+                output_type="np",
+                **options,
+            ).images
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{type(pipe).__name__} refuses this call: {first_line(error)}") from error
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(f"{len(prompts)} pictures at once are too many: {first_line(error)}") from error
+    if not np.isfinite(arrays).all():
+        raise FloatingPointError(
+            f"a picture is not finite at {guidance} {guidance_scale:g}: lower it or take --dtype float32"
+        )
+    return pipe.image_processor.numpy_to_pil(arrays)
