@@ -1,1 +1,5 @@
 """Stock Diffusers pipelines as functions of their noise, and what is done to such a function."""
+
+from .families import FAMILIES, Family, family_of
+
+__all__ = ["FAMILIES", "Family", "family_of"]

@@ -1,0 +1,207 @@
+"""What differs between the pipeline families of Diffusers, one short entry each.
+
+Whatever wraps a stock pipeline reads this table and holds no family's name itself. A new family is one entry
+here, one thin custom-pipeline file, and one row in the tests' table of tiny pipelines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = ["FAMILIES", "Family", "GuidanceTraits", "family_of", "stock_class"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceTraits:
+    """How a stock pipeline asks for the two predictions of classifier-free guidance, and what it does to them.
+
+    Attributes:
+        calls: "batched", one call of the denoiser on a batch twice as long, or "separate", one call on the
+            condition and then one on the negative.
+        conditional_first: of a batched call, the conditional half comes first.
+        negated: the scheduler gets minus the network's output.
+        renormalized: the pipeline gives its own combination the norm of the conditional prediction.
+        scale_offset: what is added to the usual scale w in cond + (w - 1)(cond - uncond) to get the argument.
+        switch: what makes the pipeline predict both.
+        refusal: why there is no classifier-free guidance, where there is none.
+    """
+
+    calls: Literal["batched", "separate"] = "batched"
+    conditional_first: bool = False
+    negated: bool = False
+    renormalized: bool = False
+    scale_offset: float = 0.0
+    switch: str = "guidance_scale > 1"
+    refusal: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How one family of stock pipelines treats prompts, latents and its autoencoder.
+
+    Attributes:
+        name: short name, unique in the table.
+        pipelines: names of the stock text-to-image classes; their subclasses belong to the family too.
+        denoisers: attributes of the pipeline that hold the networks called at each step.
+        guidance: the mechanics of classifier-free guidance.
+        guidance_argument: the argument of the stock call that sets how strongly the prompt holds.
+        prompt_outputs: what `encode_prompt` returns, in order.
+        shared_outputs: those of `prompt_outputs` that have no batch axis.
+        patch: side of the square of latent pixels that the stock call takes as one token, 2 for latents of shape
+            (B, h w / 4, 4 C); 1 for latents of shape (B, C, h, w).
+        frames: the autoencoder's pictures and latents have a frame axis: (B, C, frames, h, w).
+        normalization: how latents relate to what the autoencoder decodes: "scale" (`scaling_factor`, and
+            `shift_factor` where the config has one) or "statistics" (`latents_mean`, `latents_std` per channel).
+        upcast_autoencoder: a float16 autoencoder whose config says `force_upcast` decodes in float32.
+    """
+
+    name: str
+    pipelines: tuple[str, ...]
+    denoisers: tuple[str, ...] = ("transformer",)
+    guidance: GuidanceTraits = field(default_factory=GuidanceTraits)
+    guidance_argument: str = "guidance_scale"
+    prompt_outputs: tuple[str, ...]
+    shared_outputs: tuple[str, ...] = ()
+    patch: int = 1
+    frames: bool = False
+    normalization: Literal["scale", "statistics"] = "scale"
+    upcast_autoencoder: bool = False
+
+
+_PAIR = ("prompt_embeds", "negative_prompt_embeds")
+_POOLED = (*_PAIR, "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+_MASKED = (
+    "prompt_embeds",
+    "prompt_attention_mask",
+    "negative_prompt_embeds",
+    "negative_prompt_attention_mask",
+)
+_TRUE_CFG = "true_cfg_scale > 1 and a negative_prompt"
+
+FAMILIES: tuple[Family, ...] = (
+    Family(
+        name="stable-diffusion",  # 1.x and 2.x
+        pipelines=("StableDiffusionPipeline",),
+        denoisers=("unet",),
+        prompt_outputs=_PAIR,
+    ),
+    Family(
+        name="stable-diffusion-xl",
+        pipelines=("StableDiffusionXLPipeline",),
+        denoisers=("unet",),
+        prompt_outputs=_POOLED,
+        upcast_autoencoder=True,
+    ),
+    Family(
+        name="stable-diffusion-3",  # 3 and 3.5
+        pipelines=("StableDiffusion3Pipeline",),
+        prompt_outputs=_POOLED,
+    ),
+    Family(
+        name="flux",  # FLUX.1; its guidance_scale is distilled into the network, true_cfg_scale is the classic one
+        pipelines=("FluxPipeline",),
+        guidance=GuidanceTraits(calls="separate", switch=_TRUE_CFG),
+        prompt_outputs=("prompt_embeds", "pooled_prompt_embeds", "text_ids"),
+        shared_outputs=("text_ids",),
+        patch=2,
+    ),
+    Family(
+        name="pixart",
+        pipelines=("PixArtSigmaPipeline", "PixArtAlphaPipeline"),
+        prompt_outputs=_MASKED,
+    ),
+    Family(
+        name="sana",
+        pipelines=("SanaPipeline",),
+        prompt_outputs=_MASKED,
+    ),
+    Family(
+        name="lumina-2",
+        pipelines=("Lumina2Pipeline",),
+        guidance=GuidanceTraits(calls="separate", negated=True, renormalized=True),
+        prompt_outputs=_MASKED,
+    ),
+    Family(
+        name="aura-flow",
+        pipelines=("AuraFlowPipeline",),
+        prompt_outputs=_MASKED,
+        upcast_autoencoder=True,
+    ),
+    Family(
+        name="qwen-image",
+        pipelines=("QwenImagePipeline",),
+        guidance=GuidanceTraits(calls="separate", renormalized=True, switch=_TRUE_CFG),
+        guidance_argument="true_cfg_scale",
+        prompt_outputs=("prompt_embeds", "prompt_embeds_mask"),
+        patch=2,
+        frames=True,
+        normalization="statistics",
+    ),
+    Family(
+        name="z-image",
+        pipelines=("ZImagePipeline",),
+        guidance=GuidanceTraits(conditional_first=True, negated=True, scale_offset=-1.0),
+        prompt_outputs=_PAIR,
+    ),
+    Family(
+        name="kolors",
+        pipelines=("KolorsPipeline",),
+        denoisers=("unet",),
+        prompt_outputs=_POOLED,
+        upcast_autoencoder=True,
+    ),
+    Family(
+        name="cogview-4",
+        pipelines=("CogView4Pipeline",),
+        guidance=GuidanceTraits(calls="separate"),
+        prompt_outputs=_PAIR,
+    ),
+    Family(
+        name="hunyuan-dit",
+        pipelines=("HunyuanDiTPipeline",),
+        prompt_outputs=(*_PAIR, "prompt_attention_mask", "negative_prompt_attention_mask"),
+    ),
+)
+
+_BY_CLASS = {pipeline: family for family in FAMILIES for pipeline in family.pipelines}
+
+
+def stock_class(pipe: Any) -> type:
+    """The stock Diffusers class that a pipeline is an instance of, itself or through a subclass.
+
+    Args:
+        pipe: a pipeline.
+
+    Returns:
+        The first class in the method resolution order that the table names.
+
+    Raises:
+        ValueError: `pipe` belongs to no family of the table; the message names the classes that do.
+
+    Example:
+        >>> stock = type("StableDiffusion3Pipeline", (), {"__module__": "diffusers.pipelines"})
+        >>> stock_class(type("MyPipeline", (stock,), {})()).__name__
+        'StableDiffusion3Pipeline'
+    """
+    for cls in type(pipe).__mro__:
+        if cls.__name__ in _BY_CLASS and cls.__module__.split(".")[0] == "diffusers":
+            return cls
+    raise ValueError(
+        f"`pipe` is a {type(pipe).__name__}, which is in no family known here; takes {', '.join(_BY_CLASS)}"
+    )
+
+
+def family_of(pipe: Any) -> Family:
+    """The table's entry for a pipeline.
+
+    Args:
+        pipe: a stock pipeline or an instance of a subclass of one.
+
+    Returns:
+        Its family.
+
+    Raises:
+        ValueError: `pipe` belongs to no family of the table; the message names the classes that do.
+    """
+    return _BY_CLASS[stock_class(pipe).__name__]
