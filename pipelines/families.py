@@ -14,7 +14,7 @@ __all__ = ["FAMILIES", "Family", "GuidanceTraits", "family_of", "stock_class"]
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceTraits:
-    """How a stock pipeline asks for the two predictions of classifier-free guidance, and what it does to them.
+    """How a stock pipeline gets the two predictions of classifier-free guidance, and what it does to them.
 
     Attributes:
         calls: "batched", one call of the denoiser on a batch twice as long, or "separate", one call on the
@@ -25,6 +25,8 @@ class GuidanceTraits:
         scale_offset: what is added to the usual scale w in cond + (w - 1)(cond - uncond) to get the argument.
         switch: what makes the pipeline predict both.
         refusal: why there is no classifier-free guidance, where there is none.
+        variants: names of the family's stock classes for other tasks, which ask for guidance in the same way.
+        unbatched: inputs of the denoiser without a batch axis whose first axis might have the batch's length.
     """
 
     calls: Literal["batched", "separate"] = "batched"
@@ -34,6 +36,8 @@ class GuidanceTraits:
     scale_offset: float = 0.0
     switch: str = "guidance_scale > 1"
     refusal: str | None = None
+    variants: tuple[str, ...] = ()
+    unbatched: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +52,11 @@ class Family:
         guidance_argument: the argument of the stock call that sets how strongly the prompt holds.
         prompt_outputs: what `encode_prompt` returns, in order.
         shared_outputs: those of `prompt_outputs` that have no batch axis.
-        patch: side of the square of latent pixels that the stock call takes as one token, 2 for latents of shape
-            (B, h w / 4, 4 C); 1 for latents of shape (B, C, h, w).
+        patch: side of the square of latent pixels that the stock call takes as one token: 2 for latents of
+            shape (B, h w / 4, 4 C), 1 for latents of shape (B, C, h, w).
         frames: the autoencoder's pictures and latents have a frame axis: (B, C, frames, h, w).
         normalization: how latents relate to what the autoencoder decodes: "scale" (`scaling_factor`, and
-            `shift_factor` where the config has one) or "statistics" (`latents_mean`, `latents_std` per channel).
+            `shift_factor` where the config has one) or "statistics" (`latents_mean` and `latents_std`).
         upcast_autoencoder: a float16 autoencoder whose config says `force_upcast` decodes in float32.
     """
 
@@ -99,7 +103,7 @@ FAMILIES: tuple[Family, ...] = (
         prompt_outputs=_POOLED,
     ),
     Family(
-        name="flux",  # FLUX.1; its guidance_scale is distilled into the network, true_cfg_scale is the classic one
+        name="flux",  # FLUX.1: guidance_scale is distilled into the network, true_cfg_scale is the classic one
         pipelines=("FluxPipeline",),
         guidance=GuidanceTraits(calls="separate", switch=_TRUE_CFG),
         prompt_outputs=("prompt_embeds", "pooled_prompt_embeds", "text_ids"),

@@ -1,0 +1,185 @@
+"""What all guiders here share: Diffusers' protocol, the active window, and the noisy latent that x0 needs."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import Any
+
+import torch
+from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput
+from diffusers.modular_pipelines.modular_pipeline import BlockState
+
+from .prediction import AffinePrediction
+
+__all__ = ["Guidance", "Scale"]
+
+Scale = float | Callable[[float], float]
+"""A guidance scale w: a number, or w(sigma) with the scheduler's sigma (noise level of the latents)."""
+
+
+class Guidance(BaseGuidance):
+    """A guidance rule of conditional and unconditional predictions.
+
+    It follows Diffusers' guider protocol, so one object serves modular pipelines as a component and classic
+    pipelines through ``trimtab.guidance.attach``. A rule implements ``combine``; calls go
+
+        set_state(step, ...)      once a step, also step == 0 at the start of a run
+        set_sample(x, prediction) before each evaluation, where latents are known (``attach`` does)
+        forward(pred_cond, pred_uncond)
+
+    Args:
+        guidance_scale: w, or a callable w(sigma); 1 means no guidance. A callable can't be saved.
+        start: share of the steps after which guidance starts, in [0, 1).
+        stop: share of the steps after which it stops, in [start, 1].
+        enabled: whether it guides at all.
+
+    Raises:
+        ValueError: if a number is out of range or not finite.
+    """
+
+    _input_predictions = ["pred_cond", "pred_uncond"]
+    needs_sample = False
+    """Whether ``combine`` needs ``set_sample`` first."""
+
+    def __init__(self, guidance_scale: Scale, start: float = 0.0, stop: float = 1.0, enabled: bool = True):
+        if not callable(guidance_scale):
+            check_finite("guidance_scale", guidance_scale, low=0.0)
+        note = logging.getLogger("diffusers.guiders.guider_utils")
+        level = note.level
+        note.setLevel(logging.ERROR)  # "guiders are experimental", once for each guider made
+        try:
+            super().__init__(start, stop, enabled)
+        finally:
+            note.setLevel(level)
+        self.guidance_scale = guidance_scale
+        self.set_sample(None, None)
+
+    # ---- state ---------------------------------------------------------------------------------------------
+
+    def set_state(self, step: int, num_inference_steps: int, timestep: torch.Tensor | float | None) -> None:
+        """Begins a step. Step 0 begins a run and drops what an earlier one left behind."""
+        super().set_state(step, num_inference_steps, timestep)
+        if step == 0:
+            self.reset()
+        self.set_sample(None, None)
+
+    def set_sample(
+        self,
+        sample: torch.Tensor | None,
+        prediction: AffinePrediction | None,
+        next_prediction: AffinePrediction | None = None,
+    ) -> None:
+        """Tells the noisy latent of the next evaluation and how predictions become x0 there.
+
+        Args:
+            sample: the latent as the scheduler's ``step`` takes it; None forgets it.
+            prediction: the conversion at this noise level.
+            next_prediction: the conversion at the noise level where the step ends, for rules that need it.
+        """
+        self._sample, self._prediction, self._next_prediction = sample, prediction, next_prediction
+
+    def reset(self) -> None:
+        """Forgets what earlier steps left in the rule. Most rules keep nothing."""
+
+    @property
+    def scale(self) -> float:
+        """w at this step.
+
+        Raises:
+            RuntimeError: if w is a function of sigma and no noise level was told.
+            ValueError: if that function gives no finite number.
+        """
+        if not callable(self.guidance_scale):
+            return self.guidance_scale
+        w = float(self.guidance_scale(self.sigma))
+        if not math.isfinite(w):
+            raise ValueError(
+                f"`guidance_scale` gave {w} at sigma={self.sigma:g}; it must give a finite number"
+            )
+        return w
+
+    @property
+    def sigma(self) -> float:
+        """The scheduler's noise level of this evaluation."""
+        if self._prediction is None:
+            raise RuntimeError(
+                f"{type(self).__name__} needs the noise level: use attach(), or call set_sample()"
+            )
+        return self._prediction.sigma
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether this step is guided: enabled, inside the window, w not 1."""
+        if not self._enabled:
+            return False
+        if self._num_inference_steps is not None:
+            first, last = (int(share * self._num_inference_steps) for share in (self._start, self._stop))
+            if not first <= self._step < last:
+                return False
+        if callable(self.guidance_scale):
+            return self._prediction is None or self.scale != 1.0
+        return self.guidance_scale != 1.0
+
+    # ---- Diffusers' protocol -------------------------------------------------------------------------------
+
+    @property
+    def is_conditional(self) -> bool:
+        return self._count_prepared == 1
+
+    @property
+    def num_conditions(self) -> int:
+        return len(self._input_predictions) if self.is_guided else 1
+
+    def prepare_inputs(self, data: Mapping[str, Any]) -> list[BlockState]:
+        return [self._prepare_batch(data, i, name) for i, name in enumerate(self._wanted())]
+
+    def prepare_inputs_from_block_state(
+        self, data: BlockState, input_fields: dict[str, str | tuple[str, str]]
+    ) -> list[BlockState]:
+        names = enumerate(self._wanted())
+        return [self._prepare_batch_from_block_state(input_fields, data, i, name) for i, name in names]
+
+    def _wanted(self) -> list[str]:
+        return self._input_predictions[: self.num_conditions]
+
+    def forward(self, pred_cond: torch.Tensor, pred_uncond: torch.Tensor | None = None) -> GuiderOutput:
+        """Applies the rule.
+
+        Args:
+            pred_cond: the conditional prediction, batch first.
+            pred_uncond: the unconditional one, same shape; None where this step isn't guided.
+
+        Returns:
+            GuiderOutput with ``pred`` of the same shape and dtype.
+
+        Raises:
+            ValueError: if the shapes differ.
+        """
+        pred = pred_cond
+        if pred_uncond is not None and self.is_guided:
+            if pred_cond.shape != pred_uncond.shape:
+                raise ValueError(
+                    f"`pred_cond` and `pred_uncond` must have one shape, got {tuple(pred_cond.shape)} and "
+                    f"{tuple(pred_uncond.shape)}"
+                )
+            pred = self.combine(pred_cond, pred_uncond)
+        return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
+
+    def combine(self, pred_cond: torch.Tensor, pred_uncond: torch.Tensor) -> torch.Tensor:
+        """The rule itself, for a guided step."""
+        raise NotImplementedError
+
+    def to_json_string(self) -> str:
+        for name, value in self.config.items():
+            if callable(value):
+                raise ValueError(f"`{name}` is a function and can't be saved in {self.config_name}")
+        return super().to_json_string()
+
+
+def check_finite(name: str, value: float, *, low: float = -math.inf, high: float = math.inf) -> None:
+    """Raises ValueError unless ``value`` is a finite number in [low, high]."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not low <= value <= high:
+        span = f" in [{low:g}, {high:g}]" if math.isfinite(low) or math.isfinite(high) else ""
+        raise ValueError(f"`{name}` must be a finite number{span}, got {value!r}")
