@@ -103,7 +103,7 @@ FAMILIES: tuple[Family, ...] = (
         prompt_outputs=_POOLED,
     ),
     Family(
-        name="flux",  # FLUX.1: guidance_scale is distilled into the network, true_cfg_scale is the classic one
+        name="flux",  # FLUX.1: guidance_scale is an input of the network, true_cfg_scale the classic one
         pipelines=("FluxPipeline",),
         guidance=GuidanceTraits(calls="separate", switch=_TRUE_CFG),
         prompt_outputs=("prompt_embeds", "pooled_prompt_embeds", "text_ids"),

@@ -1,0 +1,150 @@
+"""Checks of a generation map's arguments: each error names the argument, what it got and what it takes."""
+
+import math
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+__all__ = [
+    "check_floating",
+    "check_images",
+    "check_latents",
+    "checked_count",
+    "checked_negative",
+    "checked_scale",
+    "checked_size",
+    "is_encoding",
+    "noise_states",
+    "number_of_prompts",
+    "prompt_rows",
+]
+
+
+def checked_scale(name: str, value: Any) -> float:
+    """A finite number that isn't negative."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}` is a {type(value).__name__}; takes a number")
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(f"`{name}` is {value}; takes a finite number >= 0")
+    return float(value)
+
+
+def checked_count(name: str, value: Any) -> int:
+    """A whole number from 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"`{name}` is a {type(value).__name__}; takes an integer")
+    if value < 1:
+        raise ValueError(f"`{name}` is {value}; takes an integer >= 1")
+    return int(value)
+
+
+def checked_size(name: str, value: Any, multiple: int) -> int:
+    """A positive multiple of `multiple` pixels."""
+    size = checked_count(name, value)
+    if size % multiple:
+        raise ValueError(f"`{name}` is {size}; takes a multiple of {multiple} for this model")
+    return size
+
+
+def is_encoding(name: str, value: Any) -> bool:
+    """Whether an argument of a stock call holds encodings of prompts, one row each."""
+    return ("embeds" in name or name.endswith("mask")) and isinstance(value, torch.Tensor | list)
+
+
+def number_of_prompts(prompt: Any, arguments: dict[str, Any]) -> int:
+    """How many prompts, or encodings of prompts, a call is given."""
+    given = arguments.get("prompt_embeds")
+    if prompt is None:
+        if given is None:
+            raise ValueError(
+                "`prompt` is None; takes a string or a list of strings, or else pass `prompt_embeds`"
+            )
+        return len(given)
+    if given is not None:
+        raise ValueError("`prompt` and `prompt_embeds` are both given; takes one of them")
+    return _prompts("prompt", prompt)
+
+
+def checked_negative(negative_prompt: Any, prompts: int) -> str | list[str]:
+    """A string, or as many of them as there are prompts."""
+    count = _prompts("negative_prompt", negative_prompt)
+    if isinstance(negative_prompt, str):
+        return negative_prompt
+    if count != prompts:
+        raise ValueError(
+            f"`negative_prompt` has {count} strings; takes one, or {prompts} for as many prompts"
+        )
+    return list(negative_prompt)
+
+
+def _prompts(name: str, value: Any) -> int:
+    if isinstance(value, str):
+        return 1
+    if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+        raise TypeError(f"`{name}` is {value!r}; takes a string or a list of strings")
+    if not value:
+        raise ValueError(f"`{name}` is an empty list; takes a string or a list with at least one")
+    return len(value)
+
+
+def noise_states(
+    generator: torch.Generator | Iterable[torch.Generator] | None, prompts: int
+) -> list[tuple[torch.device, torch.Tensor]]:
+    """Device and present state of one generator for all prompts or of one for each."""
+    if generator is None:
+        generator = torch.Generator().manual_seed(0)
+    generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
+    if not all(isinstance(item, torch.Generator) for item in generators):
+        raise TypeError("`generator` takes a torch.Generator or a list of them")
+    if len(generators) not in {1, prompts}:
+        raise ValueError(
+            f"`generator` has {len(generators)} generators; takes one or {prompts}, one a prompt"
+        )
+    return [(item.device, item.get_state()) for item in generators]
+
+
+def check_floating(name: str, value: Any) -> None:
+    """A tensor of a floating dtype."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"`{name}` is a {type(value).__name__}; takes a floating tensor")
+    if not value.is_floating_point():
+        raise TypeError(f"`{name}` has dtype {value.dtype}; takes a floating one")
+
+
+def check_latents(latents: Any, shape: tuple[int, ...]) -> None:
+    """A non-empty batch of finite samples of this shape."""
+    check_floating("latents", latents)
+    if latents.ndim != len(shape) + 1 or tuple(latents.shape[1:]) != shape or not len(latents):
+        takes = ", ".join(map(str, ("B", *shape)))
+        raise ValueError(f"`latents` has shape {tuple(latents.shape)}; takes ({takes}) with B >= 1")
+    if not bool(torch.isfinite(latents).all()):
+        raise ValueError("`latents` has a value that is not finite")
+
+
+def check_images(images: Any, height: int, width: int) -> None:
+    """A non-empty batch of pictures of this size with values in [0, 1]."""
+    check_floating("images", images)
+    if images.ndim != 4 or tuple(images.shape[1:]) != (3, height, width) or not len(images):
+        raise ValueError(
+            f"`images` has shape {tuple(images.shape)}; takes (B, 3, {height}, {width}) with B >= 1"
+        )
+    if not bool(((images >= 0) & (images <= 1)).all()):
+        raise ValueError("`images` has a value that is not in [0, 1]")
+
+
+def prompt_rows(prompt_index: Sequence[int] | None, batch: int, prompts: int) -> list[int]:
+    """Which prompt each row of a batch has."""
+    if prompt_index is None:
+        if prompts not in (1, batch):
+            raise ValueError(
+                f"`latents` has {batch} rows for {prompts} prompts; takes {prompts}, or `prompt_index`"
+            )
+        return [0] * batch if prompts == 1 else list(range(batch))
+    index = [int(i) for i in prompt_index]
+    if len(index) != batch or not all(0 <= i < prompts for i in index):
+        raise ValueError(
+            f"`prompt_index` is {index}; takes {batch} of the numbers 0 to {prompts - 1}, one a row"
+        )
+    return index
