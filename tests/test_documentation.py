@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.assets import asset_path
+from trimtab.pipelines.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"][
@@ -40,6 +41,15 @@ def test_readme_snippets(code, tmp_path, monkeypatch):
         pytest.skip("the bundled model is not there")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+
+
+def test_readme_lists_the_families():
+    rows = [
+        f"| {family.name} | {', '.join(f'`{name}`' for name in family.pipelines)} | {family.guidance.calls} |"
+        for family in FAMILIES
+    ]
+    table = re.search(r"^\| family .+\n\|[-|]+\n((?:\|.+\n)*)", README, re.MULTILINE)
+    assert table[1].splitlines() == rows
 
 
 def test_readme_names_real_paths():

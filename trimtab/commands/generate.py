@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.commands.errors import UsageError, first_line
-from trimtab.commands.model import add_model_arguments, check_model, load_pipeline, size_multiple
+from trimtab.commands.model import (
+    add_model_arguments,
+    check_model,
+    load_pipeline,
+    loaded_size_multiple,
+    size_multiple,
+)
 from trimtab.commands.pictures import append_manifest, check_folder, save_png, slug
 
 __all__ = ["add_parser", "run"]
@@ -60,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
 
     check_guidance(args.guidance)
     pipe = load_pipeline(model, args.dtype, args.device)
-    _check_size(args, _loaded_multiple(pipe))
+    _check_size(args, loaded_size_multiple(pipe))
     _warn_of_unknown_words(pipe, prompts)
 
     from tqdm import tqdm
@@ -135,11 +141,6 @@ def _check_size(args: argparse.Namespace, multiple: int) -> None:
             raise UsageError(
                 f"--{name} takes a multiple of {multiple} for this model ({near}, say); got {pixels}"
             )
-
-
-def _loaded_multiple(pipe: Any) -> int:
-    patch = getattr(pipe, "patch_size", 1)
-    return getattr(pipe, "vae_scale_factor", 1) * (patch if isinstance(patch, int) else 1)
 
 
 def _warn_of_unknown_words(pipe: Any, prompts: list[str]) -> None:

@@ -1,7 +1,6 @@
 """Checks a model before anything is loaded, and loads it."""
 
 import argparse
-import inspect
 import json
 import re
 import struct
@@ -13,7 +12,14 @@ from trimtab.commands.errors import UsageError, first_line
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-__all__ = ["BUNDLED", "add_model_arguments", "check_model", "load_pipeline", "size_multiple"]
+__all__ = [
+    "BUNDLED",
+    "add_model_arguments",
+    "check_model",
+    "load_pipeline",
+    "loaded_size_multiple",
+    "size_multiple",
+]
 
 BUNDLED = "emoji-scenes"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -84,6 +90,15 @@ def size_multiple(model: str) -> int:
     return 2 ** (len(channels) - 1) * (patch if isinstance(patch, int) else max(patch))
 
 
+def loaded_size_multiple(pipe: "DiffusionPipeline") -> int:
+    """What height and width of a pipeline's pictures must be a multiple of."""
+    from trimtab.pipelines.families import family_of
+
+    patch = getattr(getattr(pipe, "transformer", None), "config", {}).get("patch_size", 1)
+    patch = patch if isinstance(patch, int) else max(patch)
+    return getattr(pipe, "vae_scale_factor", 1) * max(patch, family_of(pipe).patch)
+
+
 def load_pipeline(model: str, dtype: str, device: str) -> "DiffusionPipeline":
     """Loads a stock pipeline, from safetensors alone and with no code of the model's.
 
@@ -102,6 +117,8 @@ def load_pipeline(model: str, dtype: str, device: str) -> "DiffusionPipeline":
     import torch
     import transformers
 
+    from trimtab.pipelines.families import family_of
+
     if device == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
         device = found.type if found else "cpu"
@@ -114,14 +131,20 @@ def load_pipeline(model: str, dtype: str, device: str) -> "DiffusionPipeline":
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # it advises torchvision, which no pipeline here needs
     try:
         pipe = diffusers.DiffusionPipeline.from_pretrained(
             model, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
         )
     except Exception as error:  # a broken model raises nearly anything, from KeyError to SafetensorError
         raise UsageError(f"--model {model} cannot be loaded: {first_line(error)}") from error
-    if "prompt" not in inspect.signature(pipe.__call__).parameters:
-        raise UsageError(f"--model takes a text-to-image model; {model} holds a {type(pipe).__name__}")
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+    try:
+        family_of(pipe)
+    except ValueError as error:
+        raise UsageError(f"--model {model}: {first_line(error)}") from None
     return pipe.to(device)
 
 

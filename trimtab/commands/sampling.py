@@ -64,10 +64,27 @@ def sample(
     import numpy as np
     import torch
 
+    from trimtab.pipelines.families import family_of
     from trimtab.pipelines.vocabulary import word_level_tokenizers
 
     takes = inspect.signature(pipe.__call__).parameters
     options: dict[str, Any] = {"height": height, "width": width}
+    rule: AbstractContextManager[Any] = nullcontext()
+    try:
+        if guidance == "cfg":
+            family = family_of(pipe)
+            strength, scale = family.guidance_argument, guidance_scale + family.guidance.scale_offset
+        else:
+            from trimtab.guidance import GUIDERS, attach
+
+            rule = attach(pipe, GUIDERS[guidance](guidance_scale=guidance_scale))
+            # The guider's scale holds; the pipeline's own has to switch the second prediction on.
+            strength = "true_cfg_scale" if "true_cfg_scale" in takes else "guidance_scale"
+            scale = max(guidance_scale, 2.0)
+    except (NotImplementedError, ValueError) as error:
+        raise UsageError(f"--guidance {guidance} does not go with this model: {first_line(error)}") from error
+    if strength == "true_cfg_scale" and negative_prompt is None:
+        negative_prompt = " "  # with None such a pipeline makes no second prediction, whatever the scale
     if negative_prompt is not None:
         options["negative_prompt"] = [negative_prompt] * len(prompts)
     if word_level_tokenizers(pipe) and "max_sequence_length" in takes:
@@ -76,24 +93,17 @@ def sample(
     if refused := [name for name in options if name not in takes]:
         raise UsageError(f"{type(pipe).__name__} takes no {' and no '.join(refused)}")
 
-    rule: AbstractContextManager[Any] = nullcontext()
-    if guidance != "cfg":
-        from trimtab.guidance import GUIDERS, attach
-
-        rule = attach(pipe, GUIDERS[guidance](guidance_scale=guidance_scale))
-    # Under a guider the pipeline's own scale only switches the second prediction on.
-    own_scale = guidance_scale if guidance == "cfg" else max(guidance_scale, 2.0)
     try:
         with rule:
             arrays = pipe(
                 prompt=list(prompts),
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-                guidance_scale=own_scale,
                 num_inference_steps=steps,
                 output_type="np",
+                **{strength: scale},
                 **options,
             ).images
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise UsageError(f"{type(pipe).__name__} refuses this call: {first_line(error)}") from error
     except torch.OutOfMemoryError as error:
         raise MemoryError(f"{len(prompts)} pictures at once are too many: {first_line(error)}") from error
