@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ __all__ = [
     "check_images",
     "check_latents",
     "checked_count",
+    "checked_generators",
     "checked_negative",
     "checked_scale",
     "checked_size",
@@ -67,16 +68,15 @@ def number_of_prompts(prompt: Any, arguments: dict[str, Any]) -> int:
     return _prompts("prompt", prompt)
 
 
-def checked_negative(negative_prompt: Any, prompts: int) -> str | list[str]:
-    """A string, or as many of them as there are prompts."""
+def checked_negative(negative_prompt: Any, prompt: Any, prompts: int) -> str | list[str]:
+    """A string for one prompt, a list for a list of prompts: stock pipelines want the two to be of one type."""
     count = _prompts("negative_prompt", negative_prompt)
-    if isinstance(negative_prompt, str):
-        return negative_prompt
-    if count != prompts:
+    texts = [negative_prompt] * prompts if isinstance(negative_prompt, str) else list(negative_prompt)
+    if len(texts) != prompts:
         raise ValueError(
             f"`negative_prompt` has {count} strings; takes one, or {prompts} for as many prompts"
         )
-    return list(negative_prompt)
+    return texts[0] if isinstance(prompt, str) else texts
 
 
 def _prompts(name: str, value: Any) -> int:
@@ -90,19 +90,25 @@ def _prompts(name: str, value: Any) -> int:
 
 
 def noise_states(
-    generator: torch.Generator | Iterable[torch.Generator] | None, prompts: int
+    generator: torch.Generator | Sequence[torch.Generator] | None, prompts: int
 ) -> list[tuple[torch.device, torch.Tensor]]:
     """Device and present state of one generator for all prompts or of one for each."""
     if generator is None:
         generator = torch.Generator().manual_seed(0)
-    generators = [generator] if isinstance(generator, torch.Generator) else list(generator)
-    if not all(isinstance(item, torch.Generator) for item in generators):
-        raise TypeError("`generator` takes a torch.Generator or a list of them")
-    if len(generators) not in {1, prompts}:
-        raise ValueError(
-            f"`generator` has {len(generators)} generators; takes one or {prompts}, one a prompt"
-        )
+    given = checked_generators(generator, prompts)
+    generators = [given] if isinstance(given, torch.Generator) else given
     return [(item.device, item.get_state()) for item in generators]
+
+
+def checked_generators(generator: Any, count: int) -> torch.Generator | list[torch.Generator]:
+    """One generator, or a list of so many."""
+    if isinstance(generator, torch.Generator):
+        return generator
+    if not isinstance(generator, Sequence) or not all(isinstance(g, torch.Generator) for g in generator):
+        raise TypeError(f"`generator` is {generator!r}; takes a torch.Generator or a list of them")
+    if len(generator) != count:
+        raise ValueError(f"`generator` has {len(generator)} generators; takes one or a list of {count}")
+    return list(generator)
 
 
 def check_floating(name: str, value: Any) -> None:

@@ -12,6 +12,7 @@ from .arguments import (
     check_images,
     check_latents,
     checked_count,
+    checked_generators,
     checked_negative,
     checked_scale,
     checked_size,
@@ -33,11 +34,11 @@ _OURS = ("latents", "output_type", "return_dict", "num_images_per_prompt")
 class GenerationMap:
     """What a pipeline makes of its noise: f(latents) = pictures, everything else held fixed.
 
-    The map runs the stock pipeline's own loop, with the prompt encoded once, here. It is deterministic, treats
-    the rows of a batch independently, and is differentiable in its latents: where these require a gradient and
-    gradients are enabled, `f(latents)` has one, and otherwise nothing is recorded. A call leaves the pipeline as
-    it found it: no attribute, no progress bar, no gradient of a parameter. Like the pipeline itself, it is not
-    meant for two threads at once.
+    The map runs the stock pipeline's own loop, with the prompt encoded once, here. It is deterministic,
+    treats the rows of a batch independently, and is differentiable: where latents require a gradient and
+    gradients are enabled, `f(latents)` has one, and otherwise nothing is recorded. A call leaves the pipeline
+    as it found it: no attribute, no progress bar, no gradient of a parameter. Like the pipeline itself, it is
+    not meant for two threads at once.
 
     Args:
         pipe: a pipeline of a family in `trimtab.pipelines.FAMILIES`, or of a subclass of such a class; the
@@ -56,7 +57,7 @@ class GenerationMap:
             from one generator, in every row; a list has one for each prompt. Only its state at this moment
             counts, and it isn't advanced. None is seed 0.
         gradient_checkpointing: calls that record a gradient keep each step's input alone and compute the step
-            again in the backward pass: the memory of one step for any number of steps, for one more forward pass.
+            again in the backward pass: one step's memory for any number of steps, for one more forward pass.
         pipeline_kwargs: other arguments of the stock call, such as `max_sequence_length`.
 
     Attributes:
@@ -115,7 +116,10 @@ class GenerationMap:
         if "use_resolution_binning" in known and arguments.setdefault("use_resolution_binning", False):
             raise ValueError("`use_resolution_binning` is True; takes False: the size is the one asked for")
         if guidance_scale is not None:
-            arguments[self.family.guidance_argument] = checked_scale("guidance_scale", guidance_scale)
+            name = self.family.guidance_argument
+            if name in arguments:
+                raise ValueError(f"`guidance_scale` and `{name}` are both given; takes one of them")
+            arguments[name] = checked_scale("guidance_scale", guidance_scale)
         if num_inference_steps is not None:
             arguments["num_inference_steps"] = checked_count("num_inference_steps", num_inference_steps)
         for name, size in (("height", height), ("width", width)):
@@ -127,7 +131,7 @@ class GenerationMap:
         if negative_prompt is not None:
             if "negative_prompt" not in known:
                 raise ValueError(f"`negative_prompt` is given; {type(pipe).__name__} takes none")
-            arguments["negative_prompt"] = checked_negative(negative_prompt, self.num_prompts)
+            arguments["negative_prompt"] = checked_negative(negative_prompt, prompt, self.num_prompts)
         self._arguments = arguments
         self._noise = noise_states(generator, self.num_prompts)
         self._upcast: Any = None
@@ -180,15 +184,13 @@ class GenerationMap:
                 self.pipe.maybe_free_model_hooks()
 
     def sample_latents(
-        self,
-        batch: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        self, batch: int, generator: torch.Generator | Sequence[torch.Generator]
     ) -> torch.Tensor:
         """Draws the noise that the stock pipeline would start from.
 
         Args:
-            batch: number of samples B. None is `num_prompts`.
-            generator: one for the batch, or a list with one for each sample. None is PyTorch's global one.
+            batch: number of samples B.
+            generator: one for the batch, or one for each sample.
 
         Returns:
             (B, *latent_shape), standard normal, float32, on the pipeline's device: what a float32 pipeline
@@ -196,13 +198,10 @@ class GenerationMap:
 
         Raises:
             ValueError: for a batch below 1 or another number of generators than samples.
+            TypeError: for a batch that is no integer or a generator that is none.
         """
-        batch = self.num_prompts if batch is None else checked_count("batch", batch)
-        if isinstance(generator, list) and len(generator) != batch:
-            raise ValueError(
-                f"`generator` has {len(generator)} generators; takes one or {batch}, one a sample"
-            )
-        return draw_latents(self.pipe, self._preparation, batch, generator)
+        batch = checked_count("batch", batch)
+        return draw_latents(self.pipe, self._preparation, batch, checked_generators(generator, batch))
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """The pictures of finished latents, as the stock pipeline decodes them.
@@ -270,9 +269,7 @@ class GenerationMap:
         )
         arguments["generator"] = [self._generator(i) for i in index]
         arguments["latents"] = latents.to(device, self._preparation.latents["dtype"])
-        denoisers = [
-            getattr(pipe, name) for name in self.family.denoisers if getattr(pipe, name, None) is not None
-        ]
+        denoisers = self._denoisers()
         scheduler = self._current_scheduler()
         if not differentiable:
             return run_loop(pipe, scheduler, arguments, encodings)
@@ -307,10 +304,13 @@ class GenerationMap:
     def _current_scheduler(self) -> Any:
         return self.pipe.scheduler if self.scheduler is None else self.scheduler
 
+    def _denoisers(self) -> list[torch.nn.Module]:
+        networks = (getattr(self.pipe, name, None) for name in self.family.denoisers)
+        return [network for network in networks if network is not None]
+
     def _size_multiple(self) -> int:
         """Pixels to a side of the smallest square that the pipeline can add to a picture."""
-        denoisers = [getattr(self.pipe, name, None) for name in self.family.denoisers]
-        patches = [denoiser.config.get("patch_size", 1) for denoiser in denoisers if denoiser is not None]
+        patches = [denoiser.config.get("patch_size", 1) for denoiser in self._denoisers()]
         return self.pipe.vae_scale_factor * max(self.family.patch, *patches)
 
 

@@ -1,9 +1,9 @@
 """A stock pipeline's `__call__` in three pieces: what it prepares, the noise it draws, the loop it runs.
 
 No code of a stock pipeline is repeated here. The preparation is the stock call itself, stopped where it would
-prepare its latents; the noise is the stock `prepare_latents`; the loop is the stock call again, with
-`encode_prompt` giving what it gave before. Whatever is put on the pipeline for a call is gone after it, whether
-the call returned, raised or was interrupted.
+prepare its latents; the noise is the stock `prepare_latents`; the loop is the stock call again, where
+`encode_prompt` gives what it gave before. Whatever is put on the pipeline for a call is gone after it, even
+if it raised or was interrupted.
 """
 
 import inspect
@@ -72,8 +72,9 @@ def borrowed(pipe: Any, scheduler: Any) -> Iterator[dict[str, Any]]:
         attributes.clear()
         attributes.update(saved_attributes)
         methods = {name: value for name, value in state.items() if inspect.isroutine(value)}
+        data = {name: value for name, value in saved_state.items() if not inspect.isroutine(value)}
         state.clear()
-        state.update(saved_state | methods)
+        state.update(data | methods)
 
 
 def prepare(pipe: Any, scheduler: Any, arguments: dict[str, Any]) -> Preparation:
@@ -112,7 +113,7 @@ def prepare(pipe: Any, scheduler: Any, arguments: dict[str, Any]) -> Preparation
 
 
 def draw_latents(
-    pipe: Any, preparation: Preparation, batch: int, generator: torch.Generator | list[torch.Generator] | None
+    pipe: Any, preparation: Preparation, batch: int, generator: torch.Generator | list[torch.Generator]
 ) -> torch.Tensor:
     """Standard normal noise from the stock `prepare_latents`: float32, shaped as the stock call takes it."""
     arguments = preparation.latents | {
