@@ -1,0 +1,64 @@
+"""Facts made wrong in exactly one attribute: negatives for training, and for judging a judge."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from .captions import SceneFacts
+from .vocabulary import BACKGROUNDS, COLOURS, OBJECTS, RELATIONS
+
+ATTRIBUTES = ("object", "colour", "count", "relation", "background")
+
+
+def alterable_attributes(facts: SceneFacts) -> list[str]:
+    """Those of :data:`ATTRIBUTES` that ``facts`` have: a colour where there is a shape, a relation where there are two."""
+    colours = any(OBJECTS[name].colour for name in facts.objects)
+    present = {
+        "object": True,
+        "colour": colours,
+        "count": facts.relation is None,
+        "relation": facts.relation is not None,
+    }
+    return [name for name in ATTRIBUTES if present.get(name, True)]
+
+
+def alter_facts(facts: SceneFacts, rng: np.random.Generator, attribute: str | None = None) -> SceneFacts:
+    """``facts`` with one attribute changed.
+
+    Args:
+        facts: what to change.
+        rng: source of randomness.
+        attribute: one of :func:`alterable_attributes`; None draws one of them. ``"object"`` puts another kind of object
+            in the place of one, ``"colour"`` gives a shape another colour, ``"relation"`` mirrors it.
+
+    Raises:
+        ValueError: ``facts`` have no such attribute.
+    """
+    possible = alterable_attributes(facts)
+    attribute = possible[rng.integers(len(possible))] if attribute is None else attribute
+    if attribute not in possible:
+        raise ValueError(f"attribute must be one of {', '.join(possible)} for {facts}, got {attribute!r}")
+    if attribute == "background":
+        return replace(facts, background=_other(rng, tuple(BACKGROUNDS), facts.background))
+    if attribute == "count":
+        return replace(facts, count=int(_other(rng, (1, 2, 3, 4), facts.count)))
+    if attribute == "relation":
+        return replace(facts, relation=RELATIONS[facts.relation][1])
+    shapes = [index for index, name in enumerate(facts.objects) if OBJECTS[name].colour]
+    index = int(rng.choice(shapes)) if attribute == "colour" else int(rng.integers(len(facts.objects)))
+    kind = OBJECTS[facts.objects[index]]
+    if attribute == "colour":
+        choices = [f"{colour} {kind.noun}" for colour in COLOURS]
+    else:
+        choices = [name for name, other in OBJECTS.items() if other.noun != kind.noun]
+    choices = [name for name in choices if name not in facts.objects]
+    names = list(facts.objects)
+    names[index] = str(rng.choice(choices))
+    return replace(facts, objects=tuple(names))
+
+
+def _other(rng: np.random.Generator, items: tuple, current: object):
+    rest = [item for item in items if item != current]
+    return rest[rng.integers(len(rest))]
