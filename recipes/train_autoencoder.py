@@ -17,7 +17,7 @@ LATENT_CHANNELS = 8
 
 
 def build_autoencoder(latent_channels: int = LATENT_CHANNELS) -> AutoencoderKL:
-    """An untrained ``AutoencoderKL`` of stride 8, whose posterior starts narrow so that its decoder sees the picture."""
+    """An untrained ``AutoencoderKL`` of stride 8 whose posterior starts narrow: its decoder sees the picture."""
     autoencoder = AutoencoderKL(
         in_channels=3,
         out_channels=3,

@@ -13,15 +13,11 @@ ATTRIBUTES = ("object", "colour", "count", "relation", "background")
 
 
 def alterable_attributes(facts: SceneFacts) -> list[str]:
-    """Those of :data:`ATTRIBUTES` that ``facts`` have: a colour where there is a shape, a relation where there are two."""
-    colours = any(OBJECTS[name].colour for name in facts.objects)
-    present = {
-        "object": True,
-        "colour": colours,
-        "count": facts.relation is None,
-        "relation": facts.relation is not None,
-    }
-    return [name for name in ATTRIBUTES if present.get(name, True)]
+    """Those of :data:`ATTRIBUTES` that ``facts`` have: a colour where there is a shape, a count or else a relation."""
+    absent = {"count" if facts.relation else "relation"}
+    if not any(OBJECTS[name].colour for name in facts.objects):
+        absent.add("colour")
+    return [name for name in ATTRIBUTES if name not in absent]
 
 
 def alter_facts(facts: SceneFacts, rng: np.random.Generator, attribute: str | None = None) -> SceneFacts:

@@ -13,7 +13,7 @@ import numpy as np
 
 from .captions import SceneFacts
 from .scene import CANVAS, Scene, SceneObject
-from .vocabulary import BACKGROUNDS, OBJECTS, RELATIONS
+from .vocabulary import BACKGROUNDS, OBJECTS
 
 CATEGORIES = ("one", "count", "left_right", "above_below")
 _NAMES = tuple(OBJECTS)
@@ -61,11 +61,9 @@ def sample_scene(
         facts = sample_facts(rng, category, held_out)
     names = facts.objects if facts.relation is not None else facts.objects * facts.count
     slots, sizes = _slots(rng, facts)
-    if facts.relation is None:
-        sizes = [int(rng.choice(sizes))] * len(names)
-    else:
-        sizes = [int(rng.choice(sizes)) for _ in names]
-    boxes = [_place(rng, slot, size, grid) for slot, size in zip(slots, sizes, strict=True)]
+    alike = facts.relation is None
+    drawn = [int(rng.choice(sizes))] * len(names) if alike else [int(rng.choice(sizes)) for _ in names]
+    boxes = [_place(rng, slot, size, grid) for slot, size in zip(slots, drawn, strict=True)]
     objects = tuple(SceneObject(name, box) for name, box in zip(names, boxes, strict=True))
     return Scene(objects, facts.background, float(rng.uniform(-0.06, 0.06)))
 
@@ -121,6 +119,3 @@ def _place(rng: np.random.Generator, slot: Slot, size: int, grid: int) -> tuple[
 def _coordinate(rng: np.random.Generator, low: int, high: int, grid: int) -> int:
     first, last = -(-low // grid), high // grid
     return int(rng.integers(first, last + 1)) * grid
-
-
-assert set(RELATIONS) == {"left", "right", "above", "below"}

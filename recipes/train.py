@@ -1,0 +1,139 @@
+"""Trains everything bundled: ``python -m trimtab.recipes.train --preset cpu``. Run again after an interruption."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trimtab.assets import asset_path
+
+from .assemble import assemble_pipeline, save_clip, save_pipeline
+from .train_autoencoder import ReconstructionLoss, build_autoencoder, measure_autoencoder, train_autoencoder
+from .train_clip import ContrastiveLoss, build_clip, measure_clip, train_clip
+from .train_transformer import FlowMatchingLoss, build_transformer, encode_scenes, train_transformer
+from .training_loop import TrainingSettings, averaged_weights
+
+STEPS = ("autoencoder", "transformer", "clip", "assemble")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How each step is trained on one kind of machine."""
+
+    autoencoder: TrainingSettings
+    crop_steps: int
+    num_scenes: int
+    transformer: TrainingSettings
+    num_layers: int
+    num_attention_heads: int
+    clip: TrainingSettings
+    timestep_shift: float
+
+
+PRESETS = {
+    "cpu": Preset(
+        autoencoder=TrainingSettings(4500, 16, 1.2e-3, decay_start=0.4, ema_decay=0.995),
+        crop_steps=3500,
+        num_scenes=48_000,
+        transformer=TrainingSettings(5000, 64, 1.5e-3, ema_decay=0.998, compile=True),
+        num_layers=6,
+        num_attention_heads=4,
+        clip=TrainingSettings(1500, 128, 1e-3, ema_decay=0.99),
+        timestep_shift=1.0,
+    ),
+    "gpu": Preset(
+        autoencoder=TrainingSettings(12_000, 64, 1.2e-3, decay_start=0.4, ema_decay=0.998),
+        crop_steps=6000,
+        num_scenes=200_000,
+        transformer=TrainingSettings(12_000, 512, 1.5e-3, ema_decay=0.999, compile=True),
+        num_layers=6,
+        num_attention_heads=4,
+        clip=TrainingSettings(3000, 512, 1e-3, ema_decay=0.995),
+        timestep_shift=1.0,
+    ),
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the steps that are not done yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    default = "gpu" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--preset", choices=tuple(PRESETS), default=default, help=f"default here: {default}")
+    parser.add_argument("--folder", type=Path, default=Path("out/training"), help="where the checkpoints lie")
+    parser.add_argument("--output", type=Path, default=asset_path(""), help="where the models are written")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="which steps to run")
+    parser.add_argument("--max-seconds", type=float, help="stop each step with a checkpoint after this time")
+    options = parser.parse_args(arguments)
+    torch.manual_seed(0)
+    preset, folder = PRESETS[options.preset], options.folder
+    for step in options.steps:
+        if step == "assemble":
+            assemble(preset, folder, options.output)
+        elif not _TRAINERS[step](preset, folder, options.max_seconds):
+            print(f"{step}: stopped after {options.max_seconds:g} s; run the same command to go on")
+            return
+
+
+def _train_autoencoder(preset: Preset, folder: Path, max_seconds: float | None) -> bool:
+    return train_autoencoder(
+        build_autoencoder(),
+        preset.autoencoder,
+        folder / "autoencoder",
+        crop_steps=preset.crop_steps,
+        max_seconds=max_seconds,
+    )
+
+
+def _train_transformer(preset: Preset, folder: Path, max_seconds: float | None) -> bool:
+    autoencoder = _trained_autoencoder(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    scenes = encode_scenes(autoencoder, preset.num_scenes, folder / "scenes.safetensors")
+    module = _denoiser(preset)
+    return train_transformer(module, scenes, preset.transformer, folder / "transformer", max_seconds=max_seconds)
+
+
+def _train_clip(preset: Preset, folder: Path, max_seconds: float | None) -> bool:
+    return train_clip(build_clip(), preset.clip, folder / "clip", max_seconds=max_seconds)
+
+
+_TRAINERS = {"autoencoder": _train_autoencoder, "transformer": _train_transformer, "clip": _train_clip}
+
+
+def assemble(preset: Preset, folder: Path, output: Path) -> None:
+    """Writes the averaged weights of every step's checkpoint to ``output`` and prints what they measure."""
+    autoencoder = _trained_autoencoder(folder)
+    scenes = encode_scenes(autoencoder, preset.num_scenes, folder / "scenes.safetensors")
+    denoiser = _denoiser(preset)
+    averaged_weights(denoiser, folder / "transformer")
+    print(f"autoencoder: {measure_autoencoder(autoencoder):.2f} dB on held-out scenes")
+    pipeline = assemble_pipeline(
+        autoencoder,
+        denoiser.eval(),
+        latent_mean=scenes.mean,
+        latent_deviation=scenes.deviation,
+        timestep_shift=preset.timestep_shift,
+    )
+    save_pipeline(pipeline, output / "emoji-scenes")
+    if (folder / "clip").exists():
+        module = ContrastiveLoss(build_clip())
+        averaged_weights(module, folder / "clip")
+        print(f"emoji-clip: {measure_clip(module.clip.eval()):.1%} of captions made wrong in one attribute told apart")
+        save_clip(module.clip, output / "emoji-clip")
+
+
+def _trained_autoencoder(folder: Path) -> torch.nn.Module:
+    module = ReconstructionLoss(build_autoencoder())
+    averaged_weights(module, folder / "autoencoder")
+    return module.autoencoder.eval()
+
+
+def _denoiser(preset: Preset) -> FlowMatchingLoss:
+    return FlowMatchingLoss(
+        build_transformer(num_layers=preset.num_layers, num_attention_heads=preset.num_attention_heads)
+    )
+
+
+if __name__ == "__main__":
+    main()
