@@ -29,18 +29,18 @@ def test_docstrings(package):
         assert doctest.testmod(importlib.import_module(package + name)).failed == 0, package + name
 
 
-@pytest.mark.parametrize(
-    "code",
-    [match["code"] for match in SNIPPET.finditer(README) if not match["comment"]],
-    ids=lambda code: code.strip().splitlines()[-1][:40],
-)
-def test_readme_snippets(code, tmp_path, monkeypatch):
+def test_readme_snippets(tmp_path, monkeypatch):
+    """In their order and in one namespace, as a reader types them."""
     try:
         asset_path("emoji-scenes/model_index.json")
     except FileNotFoundError:
         pytest.skip("the bundled model is not there")
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    names: dict[str, object] = {"__name__": "__main__"}
+    for match in SNIPPET.finditer(README):
+        if not match["comment"]:
+            line = README[: match.start("code")].count("\n")
+            exec(compile("\n" * line + match["code"], "README.md", "exec"), names)
 
 
 def test_readme_lists_the_families():

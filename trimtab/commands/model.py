@@ -5,12 +5,9 @@ import json
 import re
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trimtab.commands.errors import UsageError, first_line
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 __all__ = [
     "BUNDLED",
@@ -90,8 +87,8 @@ def size_multiple(model: str) -> int:
     return 2 ** (len(channels) - 1) * (patch if isinstance(patch, int) else max(patch))
 
 
-def loaded_size_multiple(pipe: "DiffusionPipeline") -> int:
-    """What height and width of a pipeline's pictures must be a multiple of."""
+def loaded_size_multiple(pipe: Any) -> int:
+    """What height and width of a loaded text-to-image pipeline's pictures must be a multiple of."""
     from trimtab.pipelines.families import family_of
 
     patch = getattr(getattr(pipe, "transformer", None), "config", {}).get("patch_size", 1)
@@ -99,7 +96,7 @@ def loaded_size_multiple(pipe: "DiffusionPipeline") -> int:
     return getattr(pipe, "vae_scale_factor", 1) * max(patch, family_of(pipe).patch)
 
 
-def load_pipeline(model: str, dtype: str, device: str) -> "DiffusionPipeline":
+def load_pipeline(model: str, dtype: str, device: str) -> Any:
     """Loads a stock pipeline, from safetensors alone and with no code of the model's.
 
     Args:

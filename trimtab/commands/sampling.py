@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from trimtab.commands.errors import UsageError, first_line
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
     from PIL.Image import Image
 
 __all__ = ["check_guidance", "guidance_names", "sample"]
@@ -29,7 +28,7 @@ def check_guidance(name: str) -> None:
 
 
 def sample(
-    pipe: "DiffusionPipeline",
+    pipe: Any,
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
