@@ -59,9 +59,7 @@ def number_of_prompts(prompt: Any, arguments: dict[str, Any]) -> int:
     given = arguments.get("prompt_embeds")
     if prompt is None:
         if given is None:
-            raise ValueError(
-                "`prompt` is None; takes a string or a list of strings, or else pass `prompt_embeds`"
-            )
+            raise ValueError("`prompt` is None; takes a string or a list of strings, or else pass `prompt_embeds`")
         return len(given)
     if given is not None:
         raise ValueError("`prompt` and `prompt_embeds` are both given; takes one of them")
@@ -69,13 +67,11 @@ def number_of_prompts(prompt: Any, arguments: dict[str, Any]) -> int:
 
 
 def checked_negative(negative_prompt: Any, prompt: Any, prompts: int) -> str | list[str]:
-    """A string for one prompt, a list for a list of prompts: stock pipelines want the two to be of one type."""
+    """A string for one prompt, a list for a list of prompts: pipelines want the two to be of one type."""
     count = _prompts("negative_prompt", negative_prompt)
     texts = [negative_prompt] * prompts if isinstance(negative_prompt, str) else list(negative_prompt)
     if len(texts) != prompts:
-        raise ValueError(
-            f"`negative_prompt` has {count} strings; takes one, or {prompts} for as many prompts"
-        )
+        raise ValueError(f"`negative_prompt` has {count} strings; takes one, or {prompts} for as many prompts")
     return texts[0] if isinstance(prompt, str) else texts
 
 
@@ -133,9 +129,7 @@ def check_images(images: Any, height: int, width: int) -> None:
     """A non-empty batch of pictures of this size with values in [0, 1]."""
     check_floating("images", images)
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, height, width) or not len(images):
-        raise ValueError(
-            f"`images` has shape {tuple(images.shape)}; takes (B, 3, {height}, {width}) with B >= 1"
-        )
+        raise ValueError(f"`images` has shape {tuple(images.shape)}; takes (B, 3, {height}, {width}) with B >= 1")
     if not bool(((images >= 0) & (images <= 1)).all()):
         raise ValueError("`images` has a value that is not in [0, 1]")
 
@@ -144,13 +138,9 @@ def prompt_rows(prompt_index: Sequence[int] | None, batch: int, prompts: int) ->
     """Which prompt each row of a batch has."""
     if prompt_index is None:
         if prompts not in (1, batch):
-            raise ValueError(
-                f"`latents` has {batch} rows for {prompts} prompts; takes {prompts}, or `prompt_index`"
-            )
+            raise ValueError(f"`latents` has {batch} rows for {prompts} prompts; takes {prompts}, or `prompt_index`")
         return [0] * batch if prompts == 1 else list(range(batch))
     index = [int(i) for i in prompt_index]
     if len(index) != batch or not all(0 <= i < prompts for i in index):
-        raise ValueError(
-            f"`prompt_index` is {index}; takes {batch} of the numbers 0 to {prompts - 1}, one a row"
-        )
+        raise ValueError(f"`prompt_index` is {index}; takes {batch} of the numbers 0 to {prompts - 1}, one a row")
     return index

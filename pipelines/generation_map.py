@@ -132,13 +132,13 @@ class GenerationMap:
             if "negative_prompt" not in known:
                 raise ValueError(f"`negative_prompt` is given; {type(pipe).__name__} takes none")
             arguments["negative_prompt"] = checked_negative(negative_prompt, prompt, self.num_prompts)
+        elif "negative_prompt_embeds" in arguments and "negative_prompt" in known:
+            arguments["negative_prompt"] = None  # some pipelines' default is "", which would be a second one
         self._arguments = arguments
         self._noise = noise_states(generator, self.num_prompts)
         self._upcast: Any = None
         if self._current_scheduler().config.get("stochastic_sampling", False):
-            raise ValueError(
-                "`scheduler` has stochastic_sampling, noise that no generator controls; takes False"
-            )
+            raise ValueError("`scheduler` has stochastic_sampling, noise that no generator controls; takes False")
 
         try:
             self._preparation = prepare(pipe, self._current_scheduler(), arguments)
@@ -148,9 +148,7 @@ class GenerationMap:
         self.width = int(self._preparation.latents["width"])
         for name, size in (("height", height), ("width", width)):
             if size not in (None, getattr(self, name)):  # one of the two alone is ignored by some pipelines
-                raise ValueError(
-                    f"`{name}` is {size}, which {type(pipe).__name__} ignores alone; pass both sizes"
-                )
+                raise ValueError(f"`{name}` is {size}, which {type(pipe).__name__} ignores alone; pass both sizes")
         self.latent_shape = tuple(self.sample_latents(1, torch.Generator()).shape[1:])
 
     def __call__(self, latents: torch.Tensor, *, prompt_index: Sequence[int] | None = None) -> torch.Tensor:
@@ -183,9 +181,7 @@ class GenerationMap:
             if not differentiable:
                 self.pipe.maybe_free_model_hooks()
 
-    def sample_latents(
-        self, batch: int, generator: torch.Generator | Sequence[torch.Generator]
-    ) -> torch.Tensor:
+    def sample_latents(self, batch: int, generator: torch.Generator | Sequence[torch.Generator]) -> torch.Tensor:
         """Draws the noise that the stock pipeline would start from.
 
         Args:
@@ -256,8 +252,8 @@ class GenerationMap:
             for name, value in self._arguments.items()
         }
         for name in ("prompt", "negative_prompt"):
-            if name in arguments:
-                given = arguments[name]
+            given = arguments.get(name)
+            if given is not None:
                 arguments[name] = [given if isinstance(given, str) else given[i] for i in index]
         shared = self.family.shared_outputs
         encodings = tuple(
