@@ -14,8 +14,8 @@ help:
 	@echo "make test       lint and the quick tests"
 	@echo "make test-slow  all tests"
 	@echo "make lint       ruff alone       make format  ruff, repairing"
-	@echo "make types      mypy on the installed package"
-	@echo "make train      the bundled model from nothing, resumable (PRESET=cpu or gpu)"
+	@echo "make types      mypy on a plain copy of the package"
+	@echo "make train      the bundled models from nothing, resumable (PRESET=cpu or gpu)"
 	@echo "make app        the Gradio app"
 
 demo: $(VENV)/stamp-core
@@ -41,16 +41,15 @@ types: $(VENV)/stamp-dev
 	$(PY) -m pip install --quiet --no-deps --no-build-isolation --target build/typed .
 	MYPYPATH=build/typed $(PY) -m mypy -p trimtab
 
-PRESET ?= cpu
 train: $(VENV)/stamp-training
-	$(PY) -m trimtab.recipes.emoji_scenes.train --preset $(PRESET)
+	$(PY) -m trimtab.recipes.train $(if $(PRESET),--preset $(PRESET))
 
 app: $(VENV)/stamp-app
 	@test -f app.py || { echo "make app: there is no app.py yet" >&2; exit 1; }
 	$(PY) app.py
 
 clean:
-	rm -rf build dist out *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 
 # The environment. A stamp a set of extras, so that a second call starts at once.
 

@@ -21,9 +21,7 @@ def word_level_tokenizers(pipe: "DiffusionPipeline") -> list[Any]:
     from tokenizers.models import WordLevel
 
     backends = {name: getattr(part, "backend_tokenizer", None) for name, part in pipe.components.items()}
-    return [
-        pipe.components[name] for name, back in backends.items() if back and isinstance(back.model, WordLevel)
-    ]
+    return [pipe.components[name] for name, back in backends.items() if back and isinstance(back.model, WordLevel)]
 
 
 def unknown_words(pipe: "DiffusionPipeline", prompts: str | Sequence[str]) -> list[str]:
@@ -41,8 +39,6 @@ def unknown_words(pipe: "DiffusionPipeline", prompts: str | Sequence[str]) -> li
         backend = tokenizer.backend_tokenizer
         for prompt in [prompts] if isinstance(prompts, str) else prompts:
             text = backend.normalizer.normalize_str(prompt) if backend.normalizer else prompt
-            words = (
-                backend.pre_tokenizer.pre_tokenize_str(text) if backend.pre_tokenizer else [(text, (0, 0))]
-            )
+            words = backend.pre_tokenizer.pre_tokenize_str(text) if backend.pre_tokenizer else [(text, (0, 0))]
             found |= {word: None for word, _ in words if word and backend.token_to_id(word) is None}
     return list(found)

@@ -208,13 +208,9 @@ def _assert_one_line(code: int, words: str, capsys) -> None:
 
 def test_a_folder_that_is_no_model(tmp_path, output, capsys):
     (tmp_path / "plain").mkdir()
-    _assert_one_line(
-        generate(tmp_path / "plain", "--output", str(output), "--", "a cat"), "model_index.json", capsys
-    )
+    _assert_one_line(generate(tmp_path / "plain", "--output", str(output), "--", "a cat"), "model_index.json", capsys)
     (tmp_path / "plain" / "model_index.json").write_text("{]")
-    _assert_one_line(
-        generate(tmp_path / "plain", "--output", str(output), "--", "a cat"), "is no JSON", capsys
-    )
+    _assert_one_line(generate(tmp_path / "plain", "--output", str(output), "--", "a cat"), "is no JSON", capsys)
     file = tmp_path / "plain" / "model_index.json"
     _assert_one_line(generate(file, "--output", str(output), "--", "a cat"), "is a file", capsys)
     assert not output.parent.exists()
@@ -238,9 +234,7 @@ def test_a_truncated_safetensors_file(model, tmp_path, output, capsys):
 def test_an_output_that_is_a_file(below, model, tmp_path, capsys):
     file = tmp_path / "taken"
     file.write_text("mine")
-    _assert_one_line(
-        generate(model, "--output", str(file / below), "--", "a cat"), f"{file} is a file", capsys
-    )
+    _assert_one_line(generate(model, "--output", str(file / below), "--", "a cat"), f"{file} is a file", capsys)
     assert file.read_text() == "mine"
 
 
@@ -267,9 +261,7 @@ def test_not_finite_pictures_are_refused(model, output, capsys, tmp_path):
 
 
 def test_demo_compares_rules_and_scales(model, output, capsys):
-    assert (
-        main(["demo", "--model", str(model), "--steps", "2", "--device", "cpu", "--output", str(output)]) == 0
-    )
+    assert main(["demo", "--model", str(model), "--steps", "2", "--device", "cpu", "--output", str(output)]) == 0
     printed = capsys.readouterr().out
     rows = [line.split()[:2] for line in printed.splitlines()[1:7]]
     assert rows == [[rule, scale] for rule in ("cfg", "apg") for scale in ("3", "7", "15")]

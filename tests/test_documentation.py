@@ -13,9 +13,7 @@ from trimtab.assets import asset_path
 from trimtab.pipelines.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"][
-    "packages"
-]
+PACKAGES = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # A comment before a snippet says why it is not run.
 SNIPPET = re.compile(r"(?P<comment><!-- not run: .+? -->\n)?```python\n(?P<code>.+?)```", re.DOTALL)

@@ -28,9 +28,7 @@ DATA = (".safetensors", ".json", ".png", ".txt", ".md")
 def python(*arguments: str, folder: Path, **environment: str) -> str:
     """What a fresh interpreter prints; an error there is an error here."""
     environment = {**os.environ, "PYTHONNOUSERSITE": "1", **environment}
-    run = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    run = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return run.stdout
 
@@ -85,9 +83,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert {name for name in sizes if not name.startswith(("trimtab/", info))} == set()
     assert {name for name in sizes if "tests" in name or name.endswith(("/app.py", "/conftest.py"))} == set()
     assert f"{info}licenses/LICENSE" in sizes and "trimtab/py.typed" in sizes
-    shipped = {
-        name.removeprefix("trimtab/assets/"): size for name, size in sizes.items() if "/assets/" in name
-    }
+    shipped = {name.removeprefix("trimtab/assets/"): size for name, size in sizes.items() if "/assets/" in name}
     wanted = {
         path.relative_to(ROOT / "assets").as_posix(): path.stat().st_size
         for path in (ROOT / "assets").rglob("*")

@@ -71,9 +71,7 @@ def run(args: argparse.Namespace) -> None:
 
     from tqdm import tqdm
 
-    jobs = [
-        (index, prompt, args.seed + i) for index, prompt in enumerate(prompts) for i in range(args.num_images)
-    ]
+    jobs = [(index, prompt, args.seed + i) for index, prompt in enumerate(prompts) for i in range(args.num_images)]
     pipe.set_progress_bar_config(desc="steps", leave=False, position=1, disable=None)
     with tqdm(total=len(jobs), desc="pictures", unit="picture", disable=None) as progress:
         for start in range(0, len(jobs), args.batch_size):
@@ -138,9 +136,7 @@ def _check_size(args: argparse.Namespace, multiple: int) -> None:
         pixels = getattr(args, name)
         if pixels and pixels % multiple:
             near = max(multiple, round(pixels / multiple) * multiple)
-            raise UsageError(
-                f"--{name} takes a multiple of {multiple} for this model ({near}, say); got {pixels}"
-            )
+            raise UsageError(f"--{name} takes a multiple of {multiple} for this model ({near}, say); got {pixels}")
 
 
 def _warn_of_unknown_words(pipe: Any, prompts: list[str]) -> None:

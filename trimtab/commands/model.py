@@ -32,9 +32,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto is bfloat16 on CUDA and float32 elsewhere",
     )
-    add(
-        "--device", default="auto", metavar="DEVICE", help="such as cpu, cuda:1, mps (default: what there is)"
-    )
+    add("--device", default="auto", metavar="DEVICE", help="such as cpu, cuda:1, mps (default: what there is)")
 
 
 def check_model(model: str | None) -> str:
@@ -62,9 +60,7 @@ def check_model(model: str | None) -> str:
             return model
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
-        raise UsageError(
-            f"--model takes a folder with a model_index.json or a Hub id like owner/name; {model} {found}"
-        )
+        raise UsageError(f"--model takes a folder with a model_index.json or a Hub id like owner/name; {model} {found}")
     _read_json(folder / "model_index.json", "--model takes a folder with a model_index.json")
     for path in sorted(folder.rglob("*.safetensors")):
         _check_safetensors(path)
@@ -168,11 +164,11 @@ def _check_safetensors(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        try:
-            header = json.loads(file.read(length)) if 8 + length <= size else None
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (AttributeError, KeyError, TypeError, IndexError, ValueError):
-            raise UsageError(f"{path} is no whole safetensors file (its header is cut or broken)") from None
+        header = file.read(length) if 8 + length <= size else b""
+    try:
+        ends = [entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"]
+    except (AttributeError, KeyError, TypeError, IndexError, ValueError):
+        raise UsageError(f"{path} is no whole safetensors file (its header is cut or broken)") from None
     wanted = 8 + length + max(ends, default=0)
     if size != wanted:
         raise UsageError(f"{path} is no whole safetensors file: {size} bytes, {wanted} by its header")
