@@ -3,29 +3,61 @@
 from .adaptive_projected import AdaptiveProjectedGuidance, adaptive_projected_guidance, project
 from .attach import Attachment, attach
 from .base import Guidance
+from .cfg_plus_plus import CFGPlusPlusGuidance
 from .classifier_free import ClassifierFreeGuidance
+from .frequency_decoupled import FrequencyDecoupledGuidance, from_laplacian_pyramid, laplacian_pyramid
+from .magnitude_aware import MagnitudeAwareGuidance
 from .prediction import AffinePrediction, NoiseSchedule, from_x0, to_x0
 from .statistics import contrast, saturation
+from .tangential import TangentialClassifierFreeGuidance, tangential
+from .weakened import AutoGuidance, PerturbedAttentionGuidance, SkipLayerGuidance, SmoothedEnergyGuidance
+from .wrapper import GuidanceRescale, IntervalGuidance
+from .zero_star import ClassifierFreeZeroStarGuidance
 
 __all__ = [
     "GUIDERS",
     "AdaptiveProjectedGuidance",
     "AffinePrediction",
     "Attachment",
+    "AutoGuidance",
+    "CFGPlusPlusGuidance",
     "ClassifierFreeGuidance",
+    "ClassifierFreeZeroStarGuidance",
+    "FrequencyDecoupledGuidance",
     "Guidance",
+    "GuidanceRescale",
+    "IntervalGuidance",
+    "MagnitudeAwareGuidance",
     "NoiseSchedule",
+    "PerturbedAttentionGuidance",
+    "SkipLayerGuidance",
+    "SmoothedEnergyGuidance",
+    "TangentialClassifierFreeGuidance",
     "adaptive_projected_guidance",
     "attach",
     "contrast",
+    "from_laplacian_pyramid",
     "from_x0",
+    "laplacian_pyramid",
     "project",
     "saturation",
+    "tangential",
     "to_x0",
 ]
 
 GUIDERS: dict[str, type[Guidance]] = {
     "apg": AdaptiveProjectedGuidance,
+    "autoguidance": AutoGuidance,
     "cfg": ClassifierFreeGuidance,
+    "cfg++": CFGPlusPlusGuidance,
+    "cfg-zero": ClassifierFreeZeroStarGuidance,
+    "fdg": FrequencyDecoupledGuidance,
+    "interval": IntervalGuidance,
+    "mambo-g": MagnitudeAwareGuidance,
+    "pag": PerturbedAttentionGuidance,
+    "rescale": GuidanceRescale,
+    "seg": SmoothedEnergyGuidance,
+    "slg": SkipLayerGuidance,
+    "tcfg": TangentialClassifierFreeGuidance,
 }
-"""Rules by the names that the command line takes."""
+"""Rules by the names that the command line takes; each can be made from ``guidance_scale`` alone."""

@@ -243,8 +243,7 @@ class AdaptiveProjectedGuidance(Guidance):
         if self.space == "x0":
             if self._prediction is None:
                 raise RuntimeError(
-                    "guidance in x0 space needs the noisy latent: use attach(), call set_sample(), or "
-                    "set space='raw'"
+                    "guidance in x0 space needs the noisy latent: use attach(), call set_sample(), or set space='raw'"
                 )
             if not self._prediction.invertible:
                 return pred_cond  # without noise both predictions are x itself
@@ -264,9 +263,7 @@ class AdaptiveProjectedGuidance(Guidance):
         level = self._prediction.noise_to_signal if self._prediction is not None else self._last_level
         previous = self._previous
         if previous is not None and (
-            level > self._last_level
-            or previous.shape != difference.shape
-            or previous.device != difference.device
+            level > self._last_level or previous.shape != difference.shape or previous.device != difference.device
         ):
             previous = self._previous = None  # another run's
         d = difference if previous is None else difference + self.momentum * previous

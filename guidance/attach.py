@@ -8,18 +8,18 @@ pipeline is copied, and removal leaves nothing behind.
 
 import threading
 import weakref
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-import torch
 from diffusers import DiffusionPipeline
 from diffusers.guiders.guider_utils import BaseGuidance
 
 from trimtab.pipelines.families import FAMILIES, Family
 
 from .base import Guidance
-from .interception import intercept_method, intercept_module, unwrapped
-from .prediction import NoiseSchedule
+from .interception import InterceptedModule, intercept_method, unwrapped
+from .run import GuidedRun, Rows
 
 __all__ = ["Attachment", "attach"]
 
@@ -27,7 +27,13 @@ _lock = threading.Lock()
 _attached: "weakref.WeakSet[Any]" = weakref.WeakSet()  # denoisers, schedulers and guiders in use
 
 
-def attach(pipe: DiffusionPipeline, guider: BaseGuidance, *, renormalize: bool | None = None) -> "Attachment":
+def attach(
+    pipe: DiffusionPipeline,
+    guider: BaseGuidance,
+    *,
+    renormalize: bool | None = None,
+    batch_extra: bool = True,
+) -> "Attachment":
     """Puts a guidance rule into a classic pipeline until the handle is removed.
 
     The guider's scale holds. The pipeline's own only switches the unconditional prediction on, so call the
@@ -59,7 +65,9 @@ def attach(pipe: DiffusionPipeline, guider: BaseGuidance, *, renormalize: bool |
     if family.guidance.refusal is not None:
         raise NotImplementedError(f"{type(pipe).__name__} can't be guided: {family.guidance.refusal}")
     _check_guider(guider)
-    return Attachment(pipe, guider, family, renormalize)
+    if renormalize is None:
+        renormalize = family.guidance.renormalized
+    return Attachment(pipe, guider, family, renormalize=renormalize, batch_extra=batch_extra)
 
 
 def _family_of(pipe: object) -> Family:
@@ -71,14 +79,20 @@ def _family_of(pipe: object) -> Family:
     raise NotImplementedError(f"`pipe` is a {type(pipe).__name__}; takes {', '.join(by_name)}")
 
 
+def _is_one_of(pipe: object, names: tuple[str, ...]) -> bool:
+    return any(base.__name__ in names for base in type(pipe).__mro__)
+
+
 def _check_guider(guider: object) -> None:
     if not isinstance(guider, BaseGuidance):
         raise TypeError(f"`guider` must be a BaseGuidance, got {type(guider).__name__}")
+    if isinstance(guider, Guidance):
+        return
     extra = set(guider._input_predictions) - {"pred_cond", "pred_uncond"}
     if extra or type(guider).prepare_models is not BaseGuidance.prepare_models:
         raise ValueError(
             f"`guider` {type(guider).__name__} changes the denoiser itself; attach() takes rules on "
-            "conditional and unconditional predictions"
+            "conditional and unconditional predictions, and those of trimtab.guidance"
         )
 
 
@@ -86,30 +100,36 @@ class Attachment:
     """A guider in a pipeline: the handle that ``attach`` returns."""
 
     def __init__(
-        self, pipe: DiffusionPipeline, guider: BaseGuidance, family: Family, renormalize: bool | None
+        self,
+        pipe: DiffusionPipeline,
+        guider: BaseGuidance,
+        family: Family,
+        *,
+        renormalize: bool,
+        batch_extra: bool,
     ):
-        self._pipe, self._guider, self._family, self._traits = pipe, guider, family, family.guidance
-        self._renormalize = self._traits.renormalized if renormalize is None else renormalize
-        self._scheduler: Any = None
-        self._undo_scheduler: list[Any] = []
-        self._undo_denoisers: list[Any] = []
-        denoisers = [
-            getattr(pipe, name) for name in family.denoisers if getattr(pipe, name, None) is not None
-        ]
-        self._claimed = [unwrapped(denoiser) for denoiser in denoisers] + [guider]
-        with _lock:
-            for item in self._claimed:
-                if item in _attached:
-                    raise ValueError(
-                        f"`{type(item).__name__}` is attached already; remove that attachment first"
-                    )
-            _attached.update(self._claimed)
+        rows = Rows()
+        self._run = GuidedRun(
+            pipe,
+            guider,
+            family.guidance,
+            renormalize=renormalize,
+            whole=_is_one_of(pipe, family.pipelines),
+            rows=rows,
+            batch_extra=batch_extra,
+        )
+        self._undo_scheduler: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], None]] = []
+        self._claimed: list[Any] = []
+        parts = [getattr(pipe, name, None) for name in family.denoisers]
+        denoisers = [part for part in parts if part is not None]
+        self._claim([unwrapped(denoiser) for denoiser in denoisers] + [guider])
         try:
             self._follow_scheduler()
             for denoiser in denoisers:
-                self._undo_denoisers.append(
-                    intercept_module(denoiser, self._before_denoiser, self._after_denoiser)
-                )
+                if isinstance(guider, Guidance):
+                    self._undo.append(guider.install(denoiser, rows))
+                self._undo.append(InterceptedModule(denoiser, self._before, self._run.after).undo)
         except BaseException:
             self.remove()
             raise
@@ -125,174 +145,54 @@ class Attachment:
     @property
     def attached(self) -> bool:
         """Whether the guider is in the pipeline."""
-        return bool(self._undo_denoisers)
+        return bool(self._claimed)
 
     def remove(self) -> None:
         """Takes the guider out; the pipeline is as it was. A second call does nothing."""
-        for undo in [*self._undo_denoisers, *self._undo_scheduler]:
+        for undo in [*reversed(self._undo), *self._undo_scheduler]:
             undo()
-        self._undo_denoisers, self._undo_scheduler = [], []
-        self._outputs: list[Any] = []
-        if isinstance(self._guider, Guidance):
-            self._guider.reset()
-            self._guider.set_sample(None, None)
+        self._undo, self._undo_scheduler = [], []
+        self._run.begin(None)
+        if isinstance(self._run.guider, Guidance):
+            self._run.guider.reset()
+            self._run.guider.set_sample(None, None)
         with _lock:
-            for item in [*self._claimed, self._scheduler]:
-                if item is not None:
-                    _attached.discard(item)
-        self._claimed, self._scheduler = [], None
+            for item in self._claimed:
+                _attached.discard(item)
+        self._claimed = []
 
-    # ---- the run -------------------------------------------------------------------------------------------
+    def _claim(self, items: list[Any]) -> None:
+        with _lock:
+            for item in items:
+                if item in _attached:
+                    raise ValueError(f"{type(item).__name__} is attached already; remove that attachment first")
+            _attached.update(items)
+        self._claimed += items
+
+    def _before(self, module: InterceptedModule, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        self._follow_scheduler()
+        return self._run.before(module, args, kwargs)
 
     def _follow_scheduler(self) -> None:
-        """Watches the pipeline's scheduler; it may have been exchanged since the last call."""
-        scheduler = self._pipe.scheduler
-        if scheduler is self._scheduler:
+        """Watches the pipeline's scheduler, which may have been exchanged since the last call."""
+        scheduler, last = self._run.pipe.scheduler, self._run.scheduler
+        if scheduler is last:
             return
         for undo in self._undo_scheduler:
             undo()
         self._undo_scheduler = []
-        with _lock:
-            if self._scheduler is not None:
-                _attached.discard(self._scheduler)
-            if scheduler in _attached:
-                self._scheduler = None
-                raise ValueError(
-                    f"`{type(scheduler).__name__}` of this pipeline is attached through another one"
-                )
-            _attached.add(scheduler)
-        self._scheduler = scheduler
+        if last is not None:
+            self._claimed.remove(last)
+            with _lock:
+                _attached.discard(last)
+        self._claim([scheduler])
+        self._run.begin(scheduler)
         self._undo_scheduler = [
             intercept_method(scheduler, "set_timesteps", self._set_timesteps),
-            intercept_method(scheduler, "step", self._step),
+            intercept_method(scheduler, "step", self._run.step),
         ]
-        self._begin_run()
 
-    def _set_timesteps(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+    def _set_timesteps(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
-        self._begin_run()
+        self._run.begin(self._run.scheduler)
         return result
-
-    def _begin_run(self) -> None:
-        self._schedule: NoiseSchedule | None = None
-        self._first: int | None = None  # index of the run's first step among the scheduler's timesteps
-        self._evaluation = 0
-        self._outputs = []
-        self._was_guided = False
-
-    def _before_denoiser(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        self._follow_scheduler()
-        if self._evaluation == 0 and not self._outputs:
-            self._guider.set_state(0, len(self._scheduler.timesteps), None)
-            if not getattr(self._pipe, "do_classifier_free_guidance", True):
-                self._check_switched_on()
-        return args, kwargs
-
-    def _after_denoiser(self, output: Any) -> Any:
-        self._outputs.append(output[0] if isinstance(output, tuple) else output.sample)
-        return output
-
-    def _check_switched_on(self) -> None:
-        if self._guider.num_conditions > 1:
-            raise ValueError(
-                f"{type(self._pipe).__name__} makes no unconditional prediction: call it with "
-                f"{self._traits.switch}"
-            )
-
-    def _step(
-        self,
-        original: Any,
-        model_output: torch.Tensor,
-        timestep: Any,
-        sample: torch.Tensor,
-        *args: Any,
-        **kw: Any,
-    ) -> Any:
-        outputs, self._outputs = self._outputs, []
-        if not outputs:  # the scheduler serves another pipeline besides
-            return original(model_output, timestep, sample, *args, **kw)
-        cond, uncond = self._split(outputs, model_output, sample)
-        guided = self._guide(cond, uncond, timestep, sample)
-        self._evaluation += 1
-        return original(guided.to(model_output.dtype), timestep, sample, *args, **kw)
-
-    # ---- one evaluation ------------------------------------------------------------------------------------
-
-    def _split(
-        self, outputs: list[Any], model_output: torch.Tensor, sample: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The network's outputs as the scheduler would get them: conditional, unconditional."""
-        parts: list[torch.Tensor]
-        if self._traits.calls == "batched":
-            whole = outputs[0]
-            whole = torch.stack(list(whole)) if isinstance(whole, (list, tuple)) else whole
-            if whole.shape[0] == 2 * model_output.shape[0]:
-                parts = list(whole.chunk(2))
-                parts = parts if self._traits.conditional_first else parts[::-1]
-            else:
-                parts = [whole]
-        else:
-            parts = list(outputs[:2])
-        parts = [self._as_prediction(part, model_output) for part in parts]
-        return parts[0], parts[1] if len(parts) > 1 else None
-
-    def _as_prediction(self, output: torch.Tensor, model_output: torch.Tensor) -> torch.Tensor:
-        """In the scheduler's sign and dtype, without the channels (variance) or tokens (a reference picture)
-        that the pipeline drops."""
-        if output.ndim != model_output.ndim:
-            output = output.reshape(model_output.shape)
-        for dim, size in enumerate(model_output.shape):
-            if output.shape[dim] > size:
-                output = output.narrow(dim, 0, size)
-        output = output.to(model_output.dtype)
-        return -output if self._traits.negated else output
-
-    def _guide(
-        self, cond: torch.Tensor, uncond: torch.Tensor | None, timestep: Any, sample: torch.Tensor
-    ) -> torch.Tensor:
-        guider, scheduler = self._guider, self._scheduler
-        index = self._index(timestep)
-        order = getattr(scheduler, "order", 1)
-        if self._evaluation % order == 0:
-            steps = -(-(len(scheduler.timesteps) - self._first) // order)
-            guider.set_state(self._evaluation // order, steps, timestep)
-        if isinstance(guider, Guidance):
-            self._tell_sample(guider, index, sample)
-        if uncond is None and guider.num_conditions > 1:
-            if not self._was_guided:
-                self._check_switched_on()
-            return cond  # the pipeline itself ends guidance early (cfg_trunc_ratio and the like)
-        self._was_guided = self._was_guided or uncond is not None
-        batches = guider.prepare_inputs({})
-        for batch, prediction in zip(batches, (cond, uncond), strict=False):
-            batch.noise_pred = prediction
-        guided = guider(batches).pred
-        if self._renormalize and uncond is not None:
-            norms = [torch.linalg.vector_norm(part, dim=-1, keepdim=True) for part in (cond, guided)]
-            guided = guided * (norms[0] / norms[1])
-        return guided
-
-    def _tell_sample(self, guider: Guidance, index: int, sample: torch.Tensor) -> None:
-        if self._schedule is None:
-            try:
-                self._schedule = NoiseSchedule(self._scheduler)
-            except NotImplementedError:
-                if guider.needs_sample:
-                    raise
-                return
-        guider.set_sample(sample, self._schedule[index], self._schedule[index + 1])
-
-    def _index(self, timestep: Any) -> int:
-        """Which of the scheduler's timesteps this is, read from the device at most once a run."""
-        scheduler = self._scheduler
-        if hasattr(scheduler, "_init_step_index"):
-            if scheduler.step_index is None:
-                scheduler._init_step_index(timestep)  # what its step() would do first
-            index = scheduler.step_index
-            if self._first is None:
-                self._first = index - self._evaluation
-            return index
-        if self._first is None:
-            self._schedule = NoiseSchedule(scheduler)
-            self._first = self._schedule.index_of(timestep)
-        return self._first + self._evaluation

@@ -12,7 +12,10 @@ from diffusers.modular_pipelines.modular_pipeline import BlockState
 
 from .prediction import AffinePrediction
 
-__all__ = ["Guidance", "Scale"]
+__all__ = ["COND", "UNCOND", "WEAK", "Guidance", "Scale"]
+
+COND, UNCOND, WEAK = "pred_cond", "pred_uncond", "pred_cond_skip"
+"""Names of predictions, as in Diffusers: the last is the conditional one of a weakened model."""
 
 Scale = float | Callable[[float], float]
 """A guidance scale w: a number, or w(sigma) with the scheduler's sigma (noise level of the latents)."""
@@ -38,7 +41,7 @@ class Guidance(BaseGuidance):
         ValueError: if a number is out of range or not finite.
     """
 
-    _input_predictions = ["pred_cond", "pred_uncond"]
+    _input_predictions = [COND, UNCOND]
     needs_sample = False
     """Whether ``combine`` needs ``set_sample`` first."""
 
@@ -94,32 +97,32 @@ class Guidance(BaseGuidance):
             return self.guidance_scale
         w = float(self.guidance_scale(self.sigma))
         if not math.isfinite(w):
-            raise ValueError(
-                f"`guidance_scale` gave {w} at sigma={self.sigma:g}; it must give a finite number"
-            )
+            raise ValueError(f"`guidance_scale` gave {w} at sigma={self.sigma:g}; it must give a finite number")
         return w
 
     @property
     def sigma(self) -> float:
-        """The scheduler's noise level of this evaluation."""
+        """The noise level of this evaluation: sigma / alpha, or the time from 1 to 0 of flow matching."""
         if self._prediction is None:
-            raise RuntimeError(
-                f"{type(self).__name__} needs the noise level: use attach(), or call set_sample()"
-            )
-        return self._prediction.sigma
+            raise RuntimeError(f"{type(self).__name__} needs the noise level: use attach(), or call set_sample()")
+        return self._prediction.level
 
     @property
     def is_guided(self) -> bool:
         """Whether this step is guided: enabled, inside the window, w not 1."""
-        if not self._enabled:
+        if not self._enabled or not self.in_window:
             return False
-        if self._num_inference_steps is not None:
-            first, last = (int(share * self._num_inference_steps) for share in (self._start, self._stop))
-            if not first <= self._step < last:
-                return False
         if callable(self.guidance_scale):
             return self._prediction is None or self.scale != 1.0
         return self.guidance_scale != 1.0
+
+    @property
+    def in_window(self) -> bool:
+        """Whether this step lies between ``start`` and ``stop``: int(start * N) <= i < int(stop * N)."""
+        if self._num_inference_steps is None:
+            return True
+        first, last = (int(share * self._num_inference_steps) for share in (self._start, self._stop))
+        return first <= self._step < last
 
     # ---- Diffusers' protocol -------------------------------------------------------------------------------
 
@@ -128,20 +131,37 @@ class Guidance(BaseGuidance):
         return self._count_prepared == 1
 
     @property
+    def wanted(self) -> list[str]:
+        """The predictions that this step takes, in the order of ``forward``'s arguments."""
+        return [COND, UNCOND] if self.is_guided else [COND]
+
+    @property
+    def may_want(self) -> list[str]:
+        """The predictions that some step may take."""
+        return list(self._input_predictions)
+
+    @property
     def num_conditions(self) -> int:
-        return len(self._input_predictions) if self.is_guided else 1
+        return len(self.wanted)
 
     def prepare_inputs(self, data: Mapping[str, Any]) -> list[BlockState]:
-        return [self._prepare_batch(data, i, name) for i, name in enumerate(self._wanted())]
+        return [self._prepare_batch(data, int(name == UNCOND), name) for name in self.wanted]
 
     def prepare_inputs_from_block_state(
         self, data: BlockState, input_fields: dict[str, str | tuple[str, str]]
     ) -> list[BlockState]:
-        names = enumerate(self._wanted())
-        return [self._prepare_batch_from_block_state(input_fields, data, i, name) for i, name in names]
+        return [
+            self._prepare_batch_from_block_state(input_fields, data, int(name == UNCOND), name) for name in self.wanted
+        ]
 
-    def _wanted(self) -> list[str]:
-        return self._input_predictions[: self.num_conditions]
+    def install(self, denoiser: torch.nn.Module, rows: Any) -> Callable[[], None]:
+        """Prepares a denoiser for weakened rows of its batch; returns the function that undoes it.
+
+        Args:
+            denoiser: the network.
+            rows: ``trimtab.guidance.run.Rows``, which tells at each call which rows those are.
+        """
+        return lambda: None
 
     def forward(self, pred_cond: torch.Tensor, pred_uncond: torch.Tensor | None = None) -> GuiderOutput:
         """Applies the rule.

@@ -25,9 +25,7 @@ class ClassifierFreeGuidance(Guidance):
     """
 
     @register_to_config
-    def __init__(
-        self, guidance_scale: Scale = 7.5, start: float = 0.0, stop: float = 1.0, enabled: bool = True
-    ):
+    def __init__(self, guidance_scale: Scale = 7.5, start: float = 0.0, stop: float = 1.0, enabled: bool = True):
         super().__init__(guidance_scale, start, stop, enabled)
 
     def combine(self, pred_cond: torch.Tensor, pred_uncond: torch.Tensor) -> torch.Tensor:

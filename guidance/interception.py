@@ -6,19 +6,17 @@ from typing import Any
 
 import torch
 
-__all__ = ["intercept_method", "intercept_module", "unwrapped"]
+__all__ = ["InterceptedModule", "intercept_method", "unwrapped"]
 
-Before = Callable[[tuple, dict], tuple[tuple, dict]]
-After = Callable[[Any], Any]
+_ABSENT = object()
 
 
 def intercept_method(owner: object, name: str, wrapper: Callable[..., Any]) -> Callable[[], None]:
-    """Replaces one object's method by ``wrapper(original, *args, **kwargs)``; returns the function that
-    undoes it.
+    """Replaces one object's method by ``wrapper(original, *args, **kwargs)``; returns what undoes it.
 
     The replacement keeps the original's signature, which pipelines inspect.
     """
-    own = vars(owner).get(name)
+    own = vars(owner).get(name, _ABSENT)
     original = getattr(owner, name)
 
     @functools.wraps(original)
@@ -26,48 +24,86 @@ def intercept_method(owner: object, name: str, wrapper: Callable[..., Any]) -> C
         return wrapper(original, *args, **kwargs)
 
     setattr(owner, name, replacement)
-
-    def undo() -> None:
-        if vars(owner).get(name) is not replacement:
-            return  # somebody replaced it since; what they keep calls us, and we are passive from now on
-        if own is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, own)
-
-    return undo
+    return lambda: _put_back(owner, name, replacement, own)
 
 
-def intercept_module(module: torch.nn.Module, before: Before, after: After) -> Callable[[], None]:
-    """Calls ``before`` on a module's inputs and ``after`` on its output; returns the function that undoes it.
+def _put_back(owner: object, name: str, replacement: Any, own: Any) -> None:
+    if vars(owner).get(name) is not replacement:
+        return  # replaced by somebody else since: theirs to put back
+    if own is _ABSENT:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, own)
+
+
+class InterceptedModule:
+    """Calls ``before`` on a module's inputs and ``after`` on its output, until ``undo``.
 
     Hooks stay outside of whatever replaced ``module.forward`` (offloading, checkpoints). A module compiled in
     place would trace its hooks, so there the compiled call itself is wrapped.
+
+    Args:
+        module: the module, or ``torch.compile`` of one.
+        before: ``(self, args, kwargs) -> (args, kwargs)``.
+        after: ``(self, output) -> output``.
     """
-    compiled = getattr(module, "_compiled_call_impl", None)
-    if compiled is not None:
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        before: Callable[["InterceptedModule", tuple, dict], tuple[tuple, dict]],
+        after: Callable[["InterceptedModule", Any], Any],
+    ):
+        self.module = module
+        self._next_output: Any = _ABSENT
+        self._cancel: Callable[[], None] | None = None
+        compiled = getattr(module, "_compiled_call_impl", None)
+        self._compiled = compiled is not None
+        if compiled is None:
+            handles = (
+                module.register_forward_pre_hook(lambda _, args, kwargs: before(self, args, kwargs), with_kwargs=True),
+                module.register_forward_hook(lambda _, args, output: after(self, output)),
+            )
+            self._undo = [handle.remove for handle in handles]
+            return
 
         def around(*args: Any, **kwargs: Any) -> Any:
-            args, kwargs = before(args, kwargs)
-            return after(compiled(*args, **kwargs))
+            args, kwargs = before(self, args, kwargs)
+            if self._next_output is not _ABSENT:
+                output, self._next_output = self._next_output, _ABSENT
+            else:
+                output = compiled(*args, **kwargs)
+            return after(self, output)
 
         module._compiled_call_impl = around
+        self._undo = [lambda: _put_back(module, "_compiled_call_impl", around, compiled)]
 
-        def undo() -> None:
-            if module._compiled_call_impl is around:
-                module._compiled_call_impl = compiled
+    def skip_next(self, output: Any) -> None:
+        """The module's next call returns ``output`` and computes nothing; ``run_next`` takes that back."""
+        if self._compiled:
+            self._next_output = output
+            return
 
-        return undo
-    handles = (
-        module.register_forward_pre_hook(lambda _, args, kwargs: before(args, kwargs), with_kwargs=True),
-        module.register_forward_hook(lambda _, args, output: after(output)),
-    )
+        def stub(original: Any, *args: Any, **kwargs: Any) -> Any:
+            self.run_next()
+            return output
 
-    def remove() -> None:
-        for handle in handles:
-            handle.remove()
+        self.run_next()
+        self._cancel = intercept_method(self.module, "forward", stub)
 
-    return remove
+    def run_next(self) -> None:
+        """The module's next call computes as usual."""
+        self._next_output = _ABSENT
+        if self._cancel is not None:
+            self._cancel()
+            self._cancel = None
+
+    def undo(self) -> None:
+        """The module is as it was."""
+        self.run_next()
+        for undo in self._undo:
+            undo()
+        self._undo = []
 
 
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:

@@ -39,18 +39,18 @@ class AffinePrediction:
         skip: factor of the noisy latent.
         out: factor of the network's output; 0 where there is no noise left, and then no inverse exists.
         alpha: the data's factor in ``x = alpha * x0 + sigma * n``.
-        sigma: the noise's factor in it: the scheduler's own sigma in variance exploding and flow schedules.
+        sigma: the noise's factor in it.
+        flow: whether sigma is the time of a flow from noise at 1 to data at 0.
     """
 
     skip: float
     out: float
     alpha: float
     sigma: float
+    flow: bool = False
 
     @classmethod
-    def of(
-        cls, prediction_type: str, alpha: float, sigma: float, *, sigma_data: float = 0.5
-    ) -> "AffinePrediction":
+    def of(cls, prediction_type: str, alpha: float, sigma: float, *, sigma_data: float = 0.5) -> "AffinePrediction":
         """The conversion of a prediction type at ``x = alpha * x0 + sigma * n``.
 
         Args:
@@ -77,15 +77,18 @@ class AffinePrediction:
             skip, out = sigma_data**2 / power, sigma * sigma_data / math.sqrt(power)
             out = -out if prediction_type == "edm_v_prediction" else out
         else:
-            raise ValueError(
-                f"`prediction_type` must be one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
-            )
-        return cls(skip, out, alpha, sigma)
+            raise ValueError(f"`prediction_type` must be one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+        return cls(skip, out, alpha, sigma, prediction_type == "flow_prediction")
 
     @property
     def noise_to_signal(self) -> float:
         """sigma / alpha, the noise level of EDM and of variance exploding schedules; inf for pure noise."""
         return self.sigma / self.alpha if self.alpha else math.inf
+
+    @property
+    def level(self) -> float:
+        """The noise level as users of the scheduler know it: its time for flows, else sigma / alpha."""
+        return self.sigma if self.flow else self.noise_to_signal
 
     @property
     def invertible(self) -> bool:
@@ -115,9 +118,7 @@ def from_x0(x0: torch.Tensor, x: torch.Tensor, prediction: AffinePrediction) -> 
         ValueError: where the output does not follow from x0 (no noise left).
     """
     if not prediction.invertible:
-        raise ValueError(
-            f"no output follows from x0 at sigma={prediction.sigma:g}, alpha={prediction.alpha:g}"
-        )
+        raise ValueError(f"no output follows from x0 at sigma={prediction.sigma:g}, alpha={prediction.alpha:g}")
     return (_wide(x0) - prediction.skip * _wide(x)) / prediction.out
 
 
@@ -173,9 +174,7 @@ def _levels(scheduler: object, steps: int) -> tuple[str, list[tuple[float, float
     kind = getattr(config, "prediction_type", None)
     name = type(scheduler).__name__
     if name.startswith("DPMSolverSDE"):  # evaluates at a midpoint that it does not keep
-        raise NotImplementedError(
-            f"the noise level of {name}'s second evaluations is not known outside of it"
-        )
+        raise NotImplementedError(f"the noise level of {name}'s second evaluations is not known outside of it")
     sigmas = _host(scheduler.sigmas) if hasattr(scheduler, "sigmas") else None
     if sigmas is not None and getattr(scheduler, "sigmas_interpol", None) is not None:
         # KDPM2's second evaluations lie between two of its sigmas
@@ -188,9 +187,7 @@ def _levels(scheduler: object, steps: int) -> tuple[str, list[tuple[float, float
             raise ValueError(f"`prediction_type` of {name} must be epsilon or v_prediction, got {kind!r}")
         return kinds[kind], [(1.0, s) for s in sigmas]
     flow = "flow_prediction"
-    if sigmas is not None and (
-        hasattr(scheduler, "scale_noise") or getattr(config, "use_flow_sigmas", False)
-    ):
+    if sigmas is not None and (hasattr(scheduler, "scale_noise") or getattr(config, "use_flow_sigmas", False)):
         return kind or flow, [(1 - s, s) for s in sigmas]  # x = (1 - s) x0 + s n
     if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):  # DPM-Solver, UniPC, DEIS: s is sigma / alpha
         return kind, [(1 / math.sqrt(1 + s * s), s / math.sqrt(1 + s * s)) for s in sigmas]

@@ -35,13 +35,9 @@ def reference_step(x0_cond, x0_uncond, previous, *, w, r, beta, eta):
 
 
 LEVELS = {
-    "epsilon": [
-        AffinePrediction.of("epsilon", math.sqrt(1 - s * s), s) for s in np.linspace(0.999, 0.02, 20)
-    ],
+    "epsilon": [AffinePrediction.of("epsilon", math.sqrt(1 - s * s), s) for s in np.linspace(0.999, 0.02, 20)],
     "euler": [AffinePrediction.of("epsilon", 1.0, s) for s in np.geomspace(14.6, 0.03, 20)],
-    "v_prediction": [
-        AffinePrediction.of("v_prediction", math.sqrt(1 - s * s), s) for s in np.linspace(1, 0.02, 20)
-    ],
+    "v_prediction": [AffinePrediction.of("v_prediction", math.sqrt(1 - s * s), s) for s in np.linspace(1, 0.02, 20)],
     "flow": [AffinePrediction.of("flow_prediction", 1 - s, s) for s in np.linspace(1, 0.02, 20)],
     "sample": [AffinePrediction.of("sample", 1 - s, s) for s in np.linspace(1, 0.02, 20)],
 }
@@ -79,9 +75,7 @@ def test_function_against_the_reference():
     previous = buffer = None
     for step in range(20):
         c, u = random(seed=2 * step), random(seed=2 * step + 1)
-        ours, buffer = adaptive_projected_guidance(
-            c, u, 7.0, eta=0.0, rescale=2.5, momentum=-0.75, buffer=buffer
-        )
+        ours, buffer = adaptive_projected_guidance(c, u, 7.0, eta=0.0, rescale=2.5, momentum=-0.75, buffer=buffer)
         theirs, previous = reference_step(c.numpy(), u.numpy(), previous, w=7.0, r=2.5, beta=-0.75, eta=0.0)
         assert np.abs(ours.numpy() - theirs).max() <= 1e-12 * np.abs(theirs).max()
         assert np.abs(buffer.numpy() - previous).max() <= 1e-12
@@ -158,9 +152,7 @@ def test_constant_difference_settles(beta):
 def test_items_of_a_batch_do_not_mix():
     c, u = random(seed=1), 5 * random(seed=2)
     whole, _ = adaptive_projected_guidance(c, u, 6.0, rescale=3.0)
-    single = torch.cat(
-        [adaptive_projected_guidance(c[k : k + 1], u[k : k + 1], 6.0, rescale=3.0)[0] for k in range(3)]
-    )
+    single = torch.cat([adaptive_projected_guidance(c[k : k + 1], u[k : k + 1], 6.0, rescale=3.0)[0] for k in range(3)])
     assert torch.allclose(whole, single, atol=1e-13)
 
 
@@ -169,9 +161,7 @@ def test_latents_of_any_rank(shape):
     """Packed latents and videos: norms run over all dimensions but the batch."""
     c, u = random(*shape, seed=1), random(*shape, seed=2)
     flat, _ = adaptive_projected_guidance(c.flatten(1), u.flatten(1), 6.0, rescale=1.0)
-    assert torch.allclose(
-        adaptive_projected_guidance(c, u, 6.0, rescale=1.0)[0], flat.view(shape), atol=1e-13
-    )
+    assert torch.allclose(adaptive_projected_guidance(c, u, 6.0, rescale=1.0)[0], flat.view(shape), atol=1e-13)
 
 
 def test_project():
@@ -211,9 +201,7 @@ def test_gradient_is_finite_where_nothing_is_guided():
 
 def test_gradient():
     c, u = random(2, 3, 2, seed=1).requires_grad_(), random(2, 3, 2, seed=2).requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda a, b: adaptive_projected_guidance(a, b, 4.0, rescale=1.0)[0], (c, u)
-    )
+    assert torch.autograd.gradcheck(lambda a, b: adaptive_projected_guidance(a, b, 4.0, rescale=1.0)[0], (c, u))
 
 
 def test_scheme_for_solvers_that_evaluate_twice():
@@ -263,9 +251,7 @@ def test_rms_threshold_is_free_of_size():
     by_rms = AdaptiveProjectedGuidance(5.0, space="raw", adaptive_projected_guidance_rescale_rms=15 / 256)
     for side in (32, 128):
         c, u = random(1, 4, side, side, seed=1), random(1, 4, side, side, seed=2)
-        by_norm = AdaptiveProjectedGuidance(
-            5.0, space="raw", adaptive_projected_guidance_rescale=15 / 256 * 2 * side
-        )
+        by_norm = AdaptiveProjectedGuidance(5.0, space="raw", adaptive_projected_guidance_rescale=15 / 256 * 2 * side)
         results = []
         for guider in (by_rms, by_norm):
             guider.set_state(0, 1, None)
@@ -317,10 +303,7 @@ def test_presets(name):
     guider = AdaptiveProjectedGuidance.from_preset(name)
     assert guider.eta == 0 and guider.rescale > 0 and guider.momentum < 0 and guider.guidance_scale > 1
     assert AdaptiveProjectedGuidance.from_preset(name, guidance_scale=2.0, eta=0.5).eta == 0.5
-    assert (
-        AdaptiveProjectedGuidance.from_preset(name, adaptive_projected_guidance_rescale_rms=0.1).rescale
-        is None
-    )
+    assert AdaptiveProjectedGuidance.from_preset(name, adaptive_projected_guidance_rescale_rms=0.1).rescale is None
 
 
 @pytest.mark.parametrize(
