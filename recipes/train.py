@@ -35,8 +35,8 @@ class Preset:
 
 PRESETS = {
     "cpu": Preset(
-        autoencoder=TrainingSettings(4500, 16, 1.2e-3, decay_start=0.4, ema_decay=0.995),
-        crop_steps=3500,
+        autoencoder=TrainingSettings(3200, 16, 1.2e-3, decay_start=0.5, ema_decay=0.995),
+        crop_steps=2470,
         num_scenes=48_000,
         transformer=TrainingSettings(5000, 64, 1.5e-3, ema_decay=0.998, compile=True),
         num_layers=6,
@@ -63,7 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
     default = "gpu" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--preset", choices=tuple(PRESETS), default=default, help=f"default here: {default}")
     parser.add_argument("--folder", type=Path, default=Path("out/training"), help="where the checkpoints lie")
-    parser.add_argument("--output", type=Path, default=asset_path(""), help="where the models are written")
+    parser.add_argument(
+        "--output", type=Path, default=asset_path("emoji-sprites").parent, help="where the models are written"
+    )
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="which steps to run")
     parser.add_argument("--max-seconds", type=float, help="stop each step with a checkpoint after this time")
     options = parser.parse_args(arguments)

@@ -32,7 +32,14 @@ def build_clip(width: int = 128) -> CLIPModel:
         projection_dim=width,
         hidden_act="gelu",
     )
-    model = CLIPModel(CLIPConfig(clip_text_config(width), vision, projection_dim=width, logit_scale_init_value=2.7))
+    model = CLIPModel(
+        CLIPConfig(
+            text_config=clip_text_config(width),
+            vision_config=vision,
+            projection_dim=width,
+            logit_scale_init_value=2.7,
+        )
+    )
     model.text_model.embeddings.token_embedding.weight.data.normal_(std=0.5)
     return model
 

@@ -119,7 +119,7 @@ def _write_scenes(autoencoder: AutoencoderKL, count: int, path: Path, seed: int)
     stacked = torch.cat(latents)
     mean, deviation = stacked.mean(), stacked.std()
     tensors = {
-        "latents": ((stacked - mean) / deviation).half(),
+        "latents": ((stacked - mean) / deviation).half().contiguous(),
         "token_ids": tokenizer(captions, padding="max_length", return_tensors="pt").input_ids.to(torch.int16),
         "mean": mean,
         "deviation": deviation,
