@@ -101,23 +101,22 @@ def test_options_reach_the_pipeline(model, tmp_path):
         assert (mean_of(*options) != plain).any(), options
 
 
-@pytest.mark.parametrize("name", [name for name in sampling.guidance_names() if name != "cfg"])
-def test_each_guidance_name_works_and_leaves_the_pipeline_clean(model, name):
+@pytest.mark.parametrize("name", sampling.guidance_names())
+def test_each_guidance_name_works_and_leaves_the_pipeline_clean(name, model):
     pipe = SD3.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
-    options = {"guidance": name, "guidance_scale": 8.0, "steps": 3}
-    first, again = (sampling.sample(pipe, ["a cat"], [0], **options)[0] for _ in range(2))
-    plain = sampling.sample(pipe, ["a cat"], [0], **options | {"guidance": "cfg"})[0]
-    expected = pipe(
-        "a cat",
-        guidance_scale=8.0,
-        num_inference_steps=3,
-        max_sequence_length=16,
-        generator=torch.Generator().manual_seed(0),
-    ).images[0]
+    scale = 0.5 if name == "cfg++" else 8.0  # its scale is a share
+    sampling.check_guidance(name, scale)
+    first, again = (
+        sampling.sample(pipe, ["a cat"], [0], guidance=name, guidance_scale=scale, steps=3)[0] for _ in range(2)
+    )
     assert first.tobytes() == again.tobytes()
-    assert first.tobytes() != plain.tobytes()
+    plain = sampling.sample(pipe, ["a cat"], [0], guidance="cfg", guidance_scale=8.0, steps=3)[0]
+    options = {"num_inference_steps": 3, "max_sequence_length": 16}
+    expected = pipe("a cat", guidance_scale=8.0, generator=torch.Generator().manual_seed(0), **options).images[0]
     assert plain.tobytes() == expected.tobytes()
+    if name == "apg":
+        assert first.tobytes() != plain.tobytes()
 
 
 @pytest.mark.parametrize("guidance", ["cfg", "apg"])
@@ -171,6 +170,7 @@ BAD = {
     "no prompt": ([], "at least one PROMPT"),
     "blank prompt": (["a cat", " "], "prompt 2 is blank"),
     "unknown guidance": (["a cat", "--guidance", "apgg"], "takes one of cfg, "),
+    "a scale that the rule refuses": (["a cat", "--guidance", "cfg++"], "--guidance cfg++ refuses --guidance-scale"),
     "negative scale": (["a cat", "--guidance-scale", "-1"], "0 or more; got -1"),
     "NaN scale": (["a cat", "--guidance-scale", "nan"], "0 or more; got nan"),
     "infinite scale": (["a cat", "--guidance-scale", "inf"], "0 or more; got inf"),
@@ -247,6 +247,36 @@ def test_a_failed_write_leaves_nothing(model, output, capsys, monkeypatch):
     assert generate(model, "--output", str(output), "--", "a cat") == 1
     assert "No space left" in capsys.readouterr().err
     assert list(output.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [(KeyboardInterrupt(), 130, "interrupted"), (MemoryError("too many"), 1, "error: too many")],
+)
+def test_what_was_finished_is_kept(error, code, words, model, output, capsys, monkeypatch):
+    calls, sample = [], sampling.sample
+
+    def second_fails(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise error
+        return sample(*arguments, **options)
+
+    monkeypatch.setattr(sampling, "sample", second_fails)
+    options = ("--num-images", "3", "--batch-size", "1", "--output", str(output))
+    assert generate(model, *options, "--", "a cat") == code
+    assert words in capsys.readouterr().err
+    assert sorted(path.name for path in output.iterdir()) == ["0000-a-cat-cfg-4-seed0.png", "manifest.jsonl"]
+
+
+def test_too_little_memory_is_said(model, capsys, output, monkeypatch):
+    def no_memory(self, *arguments, **options):
+        raise torch.OutOfMemoryError("tried to allocate 8 GiB")
+
+    monkeypatch.setattr(SD3, "encode_prompt", no_memory)
+    assert generate(model, "--num-images", "3", "--output", str(output), "--", "a cat") == 1
+    assert "3 pictures at once are too many" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_not_finite_pictures_are_refused(model, output, capsys, tmp_path):

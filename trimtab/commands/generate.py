@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
 
     from trimtab.commands.sampling import check_guidance, sample
 
-    check_guidance(args.guidance)
+    check_guidance(args.guidance, args.guidance_scale)
     pipe = load_pipeline(model, args.dtype, args.device)
     _check_size(args, loaded_size_multiple(pipe))
     _warn_of_unknown_words(pipe, prompts)

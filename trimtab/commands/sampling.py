@@ -20,11 +20,18 @@ def guidance_names() -> list[str]:
     return ["cfg", *sorted(set(GUIDERS) - {"cfg"})]
 
 
-def check_guidance(name: str) -> None:
-    """Raises UsageError unless a guidance rule has this name."""
+def check_guidance(name: str, guidance_scale: float) -> None:
+    """Raises UsageError unless a guidance rule has this name and takes this scale."""
     names = guidance_names()
     if name not in names:
         raise UsageError(f"--guidance takes one of {', '.join(names)}; got {name!r}")
+    if name != "cfg":
+        from trimtab.guidance import GUIDERS
+
+        try:
+            GUIDERS[name](guidance_scale=guidance_scale)
+        except ValueError as error:
+            raise UsageError(f"--guidance {name} refuses --guidance-scale: {first_line(error)}") from None
 
 
 def sample(
