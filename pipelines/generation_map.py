@@ -235,7 +235,7 @@ class GenerationMap:
         """
         check_images(images, self.height, self.width)
         vae = self._autoencoder()
-        with frozen(vae.parameters()):
+        with frozen([vae]):
             latents = encode_images(vae, self.family, images.to(self.pipe._execution_device))
         if self.family.patch > 1:
             latents = to_tokens(latents, self.family.patch)
@@ -267,10 +267,8 @@ class GenerationMap:
         arguments["latents"] = latents.to(device, self._preparation.latents["dtype"])
         denoisers = self._denoisers()
         scheduler = self._current_scheduler()
-        if not differentiable:
-            return run_loop(pipe, scheduler, arguments, encodings)
-        parameters = [parameter for denoiser in denoisers for parameter in denoiser.parameters()]
-        with checkpointed(denoisers) if self.gradient_checkpointing else frozen(parameters):
+        recompute = differentiable and self.gradient_checkpointing
+        with checkpointed(denoisers) if recompute else frozen(denoisers):
             return run_loop(pipe, scheduler, arguments, encodings)
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
@@ -279,7 +277,7 @@ class GenerationMap:
         if patch > 1:
             factor = self.pipe.vae_scale_factor
             latents = from_tokens(latents, patch, self.height // factor, self.width // factor)
-        with frozen(vae.parameters()):
+        with frozen([vae]):
             return decode_latents(vae, self.family, latents)
 
     def _autoencoder(self) -> Any:

@@ -11,46 +11,75 @@ __all__ = ["checkpointed", "frozen"]
 
 
 @contextmanager
-def frozen(parameters: Iterable[torch.nn.Parameter]) -> Iterator[None]:
-    """Parameters need no gradient inside; those that needed one do again afterwards."""
-    needed = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in needed:
-        parameter.requires_grad_(False)
-    try:
+def frozen(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """The modules' parameters need no gradient inside; those that needed one do again afterwards.
+
+    Args:
+        modules: networks that gradients pass through. Nothing is touched where gradients are not enabled.
+
+    Raises:
+        ValueError: a module checkpoints its own blocks while its parameters require gradients. It would compute
+            them again in the backward pass, when its parameters are no longer frozen.
+    """
+    with _without_gradients(_needing_gradients(modules) if torch.is_grad_enabled() else []):
         yield
-    finally:
-        for parameter in needed:
-            parameter.requires_grad_(True)
 
 
 @contextmanager
 def checkpointed(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
-    """Every call of these modules keeps its inputs only and is computed again in the backward pass.
+    """Every call of these modules is frozen, keeps its inputs only and is computed again in the backward pass.
 
     One checkpoint holds the whole call, so the memory of a loop is one call's, whatever the number of steps.
     Forward hooks stay outside of it: they run once, and what they keep or return belongs to the graph.
+
+    Args:
+        modules: networks that gradients pass through.
+
+    Raises:
+        ValueError: as for `frozen`.
     """
     with ExitStack() as stack:
         for module in modules:
             # A module compiled in place calls this instead of `forward`.
-            name = (
-                "forward" if getattr(module, "_compiled_call_impl", None) is None else "_compiled_call_impl"
-            )
-            stack.enter_context(_replaced(module, name, _recomputed(module, getattr(module, name))))
+            name = "forward" if getattr(module, "_compiled_call_impl", None) is None else "_compiled_call_impl"
+            recomputed = _recomputed(getattr(module, name), _needing_gradients([module]))
+            stack.enter_context(_replaced(module, name, recomputed))
         yield
 
 
-def _recomputed(module: torch.nn.Module, call: Callable[..., Any]) -> Callable[..., Any]:
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-
+def _recomputed(call: Callable[..., Any], parameters: list[torch.nn.Parameter]) -> Callable[..., Any]:
     def once(*args: Any, **kwargs: Any) -> Any:
-        with frozen(parameters):  # at the second computation, too, which comes when all is restored
+        with _without_gradients(parameters):  # the second time, too, which comes when all is restored
             return call(*args, **kwargs)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(once, *args, use_reentrant=False, **kwargs)
 
     return forward
+
+
+def _needing_gradients(modules: Iterable[torch.nn.Module]) -> list[torch.nn.Parameter]:
+    found: list[torch.nn.Parameter] = []
+    for module in modules:
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if parameters and any(getattr(part, "gradient_checkpointing", False) for part in module.modules()):
+            raise ValueError(
+                f"`pipe`'s {type(module).__name__} has gradient checkpointing of its own and parameters that require "
+                "gradients; takes one or the other: call its requires_grad_(False)"
+            )
+        found += parameters
+    return found
+
+
+@contextmanager
+def _without_gradients(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
