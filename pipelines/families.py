@@ -164,7 +164,34 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         name="hunyuan-dit",
         pipelines=("HunyuanDiTPipeline",),
+        guidance=GuidanceTraits(unbatched=("image_rotary_emb",)),
         prompt_outputs=(*_PAIR, "prompt_attention_mask", "negative_prompt_attention_mask"),
+    ),
+    Family(
+        name="wan",
+        pipelines=("WanPipeline",),
+        denoisers=("transformer", "transformer_2"),  # 2.2 has one for high noise and one for low
+        guidance=GuidanceTraits(calls="separate"),
+        prompt_outputs=_PAIR,
+    ),
+    Family(
+        name="ltx",
+        pipelines=("LTXPipeline",),
+        prompt_outputs=_MASKED,
+    ),
+    Family(
+        name="flux-2-klein",
+        pipelines=("Flux2KleinPipeline",),
+        guidance=GuidanceTraits(calls="separate"),
+        prompt_outputs=("prompt_embeds", "text_ids"),
+    ),
+    Family(
+        name="flux-2",
+        pipelines=("Flux2Pipeline",),
+        guidance=GuidanceTraits(
+            refusal="its guidance is distilled into the network, there is no unconditional prediction"
+        ),
+        prompt_outputs=("prompt_embeds", "text_ids"),
     ),
 )
 

@@ -3,34 +3,39 @@
 import pytest
 import torch
 
-from tests.tiny_pipelines import NUMPY_IN_SCHEDULERS, TINY, tiny_pipeline
-from trimtab.guidance import AdaptiveProjectedGuidance, ClassifierFreeGuidance, Guidance, attach
+from tests.more_tiny_pipelines import GUIDED, guided_pipeline
+from tests.tiny_pipelines import NUMPY_IN_SCHEDULERS
+from trimtab.guidance import (
+    AdaptiveProjectedGuidance,
+    AutoGuidance,
+    ClassifierFreeGuidance,
+    Guidance,
+    SkipLayerGuidance,
+    attach,
+    to_x0,
+)
 from trimtab.guidance.attach import _family_of
+from trimtab.guidance.batching import batch_rows
+from trimtab.guidance.interception import intercept_method
 
-pytestmark = pytest.mark.filterwarnings(NUMPY_IN_SCHEDULERS)
+pytestmark = [
+    pytest.mark.filterwarnings(NUMPY_IN_SCHEDULERS),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),  # in Kolors
+]
 
 STEPS = 4
 W = 5.0
 PLAIN = {"adaptive_projected_guidance_momentum": None, "adaptive_projected_guidance_rescale": 0.0, "eta": 1.0}
+ALWAYS = {"skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
 
 
-def argument_of(pipe):
-    family = _family_of(pipe)
-    return family.guidance_argument if family.name != "flux" else "true_cfg_scale"
-
-
-def call_of(name, pipe, scale=W):
-    """The stock call's arguments with guidance on, at the usual scale w."""
-    traits = _family_of(pipe).guidance
-    call = {**TINY[name].call, argument_of(pipe): scale + traits.scale_offset}
-    if "negative_prompt" in traits.switch:
-        call["negative_prompt"] = "bad quality"
-    return call
-
-
-def run(pipe, call, seed=0, prompt="a red cat"):
+def run(pipe, name, scale=W, *, seed=0, rows=(0,), **extra):
+    """The stock call with guidance on, at the usual scale w."""
+    scale += _family_of(pipe).guidance.scale_offset
+    call = GUIDED[name].call(rows, scale)
     generator = torch.Generator().manual_seed(seed)
-    return pipe(prompt, num_inference_steps=STEPS, output_type="latent", generator=generator, **call)[0]
+    settings = {"num_inference_steps": STEPS, "output_type": "latent", "generator": generator}
+    return pipe(**call, **settings, **extra)[0]
 
 
 class Recorder(Guidance):
@@ -41,107 +46,131 @@ class Recorder(Guidance):
         self.seen = []
 
     def combine(self, pred_cond, pred_uncond):
-        self.seen.append((pred_cond, pred_uncond, self._sample, self._prediction, self._step))
+        levels = (self._prediction, self._next_prediction)
+        self.seen.append((pred_cond, pred_uncond, self._sample, *levels, self._step))
         return pred_uncond + self.scale * (pred_cond - pred_uncond)
 
 
-@pytest.fixture(params=TINY, scope="module")
+@pytest.fixture(params=GUIDED, scope="module")
 def case(request):
-    return request.param, tiny_pipeline(request.param)
+    return request.param, guided_pipeline(request.param)
+
+
+def denoiser_of(pipe):
+    return getattr(pipe, _family_of(pipe).denoisers[0])
 
 
 def test_rule_is_cfg(case):
     """The identity: the pipeline's own output, whatever its own scale says."""
     name, pipe = case
-    own = run(pipe, call_of(name, pipe))
+    own = run(pipe, name)
     with attach(pipe, ClassifierFreeGuidance(W)):
-        guided = run(pipe, call_of(name, pipe, 2.0))
+        guided = run(pipe, name, 2.0)
     assert (guided - own).abs().max() <= 1e-5 * own.abs().max()
-    assert (run(pipe, call_of(name, pipe, 2.0)) - own).abs().max() > 1e-4 * own.abs().max()
+    assert (run(pipe, name, 2.0) - own).abs().max() > 1e-3 * own.abs().max()
     with attach(pipe, AdaptiveProjectedGuidance(W, **PLAIN)):
-        guided = run(pipe, call_of(name, pipe, 2.0))
+        guided = run(pipe, name, 2.0)
     assert (guided - own).abs().max() <= 1e-5 * own.abs().max()
 
 
 def test_nothing_is_left(case):
     name, pipe = case
-    own = run(pipe, call_of(name, pipe))
-    denoiser = getattr(pipe, _family_of(pipe).denoisers[0])
+    own = run(pipe, name)
+    denoiser = denoiser_of(pipe)
     before = (set(vars(pipe)), set(vars(pipe.scheduler)), set(vars(denoiser)))
     with attach(pipe, AdaptiveProjectedGuidance(9.0)):
-        guided = run(pipe, call_of(name, pipe))
+        guided = run(pipe, name)
     assert torch.isfinite(guided).all() and not torch.equal(guided, own)
     assert (set(vars(pipe)), set(vars(pipe.scheduler)), set(vars(denoiser))) == before
     assert not denoiser._forward_hooks and not denoiser._forward_pre_hooks
-    assert torch.equal(run(pipe, call_of(name, pipe)), own)
+    assert torch.equal(run(pipe, name), own)
 
 
 def test_denoised_prediction_is_right(case):
-    """With one step left, the scheduler returns its denoised prediction: what ours says of the guided output."""
+    """Against the scheduler: its next latent is a mixture of our x0 and noise at its next level.
+
+    All these schedulers take a first step of first order, x' = alpha' x0 + sigma' n with n the noise in x.
+    """
     name, pipe = case
-    recorder = Recorder(W)
-    with attach(pipe, recorder, renormalize=False):
-        final = run(pipe, call_of(name, pipe))
+    recorder, steps = Recorder(W), []
+
+    def spy(original, model_output, timestep, sample, *args, **kwargs):
+        result = original(model_output, timestep, sample, *args, **kwargs)
+        steps.append((model_output, sample, result))
+        return result
+
+    undo = intercept_method(pipe.scheduler, "step", spy)
+    try:
+        with attach(pipe, recorder, renormalize=False):
+            run(pipe, name)
+    finally:
+        undo()
     assert [seen[-1] for seen in recorder.seen] == list(range(STEPS))
-    cond, uncond, sample, prediction, _ = recorder.seen[-1]
-    guided = uncond + W * (cond - uncond)
-    x0 = prediction.skip * sample + prediction.out * guided
-    assert final.shape == x0.shape
-    levels = [seen[3].noise_to_signal for seen in recorder.seen]
-    assert levels == sorted(levels, reverse=True) and levels[-1] > 0
-    if ends_clean(pipe.scheduler):
-        assert (x0 - final).abs().max() <= 1e-4 * final.abs().max()
-
-
-def ends_clean(scheduler):
-    """Whether the last step of the scheduler goes to no noise at first order."""
-    return getattr(scheduler.config, "set_alpha_to_one", True) is not False and hasattr(scheduler, "sigmas")
+    cond, uncond, sample, here, after, _ = recorder.seen[0]
+    model_output, given, result = steps[0]
+    assert torch.equal(sample, given)
+    assert torch.allclose(model_output, uncond + W * (cond - uncond), atol=1e-6)
+    x0 = to_x0(model_output, sample, here)
+    if type(pipe.scheduler).__name__ == "DDPMScheduler":  # stochastic: it tells its own x0
+        t = pipe.scheduler.timesteps[0]
+        theirs = pipe.scheduler.step(model_output, t, sample).pred_original_sample
+        assert (x0 - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+        return
+    noise = (sample - here.alpha * x0) / here.sigma
+    expected = after.alpha * x0 + after.sigma * noise
+    assert (result[0] - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def test_unconditional_half_is_dropped(case):
     """Where nothing is guided the denoiser computes the conditional part alone, and the result is its own."""
     name, pipe = case
     rows = []
-    denoiser = getattr(pipe, _family_of(pipe).denoisers[0])
+    denoiser = denoiser_of(pipe)
+    original = denoiser.forward
 
-    def count(module, args, kwargs):
-        latents = args[0] if args else next(kwargs[k] for k in ("hidden_states", "sample", "x") if k in kwargs)
-        rows.append(len(latents))
+    def forward(*args, **kwargs):
+        rows.append(batch_rows(args, kwargs))
+        return original(*args, **kwargs)
 
-    with attach(pipe, ClassifierFreeGuidance(W, start=0.5)):
-        original = denoiser.forward
-
-        def forward(*args, **kwargs):
-            count(denoiser, args, kwargs)
-            return original(*args, **kwargs)
-
-        denoiser.forward = forward
-        guided = run(pipe, call_of(name, pipe))
+    denoiser.forward = forward
+    try:
+        with attach(pipe, ClassifierFreeGuidance(W, start=0.5)):
+            guided = run(pipe, name)
+    finally:
         del denoiser.forward
     traits = _family_of(pipe).guidance
     assert rows == ([1, 1, 2, 2] if traits.calls == "batched" else [1] * 6)
-    recorder = Recorder(lambda sigma: 1.0)  # w = 1 everywhere
-    with attach(pipe, recorder):
-        unguided = run(pipe, call_of(name, pipe))
-    off = {**call_of(name, pipe), argument_of(pipe): 1.0 + traits.scale_offset}
-    assert (unguided - run(pipe, off)).abs().max() <= 1e-5 * unguided.abs().max()
+    with attach(pipe, ClassifierFreeGuidance(lambda sigma: 1.0)):
+        unguided = run(pipe, name)
+    off = run(pipe, name, 1.0)
+    assert (unguided - off).abs().max() <= 1e-5 * off.abs().max()
     assert not torch.allclose(guided, unguided)
 
 
-def test_batches_and_several_images(case):
-    """Two prompts give what each gives alone."""
+def test_two_prompts_give_what_each_gives_alone(case):
     name, pipe = case
-    call = call_of(name, pipe)
-    if "negative_prompt" in call:
-        call["negative_prompt"] = ["bad quality"] * 2
-    prompts = ["a red cat", "two dog on a sky background"]
-    shape = TINY[name].latent_shape
-    noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(3))
-    settings = {"num_inference_steps": STEPS, "output_type": "latent"}
-    guider = AdaptiveProjectedGuidance(9.0)
-    with attach(pipe, guider):
-        both = pipe(prompts, latents=noise, **settings, **call)[0]
-        if "negative_prompt" in call:
-            call["negative_prompt"] = "bad quality"
-        single = [pipe(p, latents=noise[i : i + 1], **settings, **call)[0] for i, p in enumerate(prompts)]
+    noise = torch.randn(2, *GUIDED[name].latent_shape, generator=torch.Generator().manual_seed(3))
+    if type(pipe.scheduler).__name__ == "DDPMScheduler":
+        pytest.skip("this scheduler draws noise for the whole batch")
+    with attach(pipe, AdaptiveProjectedGuidance(9.0)):
+        both = run(pipe, name, rows=(0, 1), latents=noise)
+        single = [run(pipe, name, rows=(k,), latents=noise[k : k + 1]) for k in range(2)]
     assert (both - torch.cat(single)).abs().max() <= 1e-3 * both.abs().max()
+
+
+def test_third_prediction(case):
+    """In one call or in two, the same; on its own it needs no unconditional half."""
+    name, pipe = case
+    results = []
+    for batch_extra in (True, False):
+        with attach(pipe, SkipLayerGuidance(W, **ALWAYS), batch_extra=batch_extra):
+            results.append(run(pipe, name))
+    assert (results[0] - results[1]).abs().max() <= 1e-4 * results[1].abs().max()
+    own = run(pipe, name)
+    assert (results[0] - own).abs().max() > 1e-4 * own.abs().max()
+    with attach(pipe, AutoGuidance(1.0)):
+        assert torch.allclose(run(pipe, name), run(pipe, name, 1.0), atol=1e-5)
+    with attach(pipe, AutoGuidance(2.0, weak_denoiser=denoiser_of(guided_pipeline(name)))):  # as good as it
+        assert torch.allclose(run(pipe, name), run(pipe, name, 1.0), atol=1e-4)
+    denoiser = denoiser_of(pipe)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in denoiser.modules())
