@@ -47,7 +47,7 @@ def test_readme_lists_the_families():
         for family in FAMILIES
     ]
     table = re.search(r"^\| family .+\n\|[-|]+\n((?:\|.+\n)*)", README, re.MULTILINE)
-    assert table[1].splitlines() == rows
+    assert table[1].splitlines() == rows, "the README's table is to be:\n" + "\n".join(rows)
 
 
 def test_readme_names_real_paths():
