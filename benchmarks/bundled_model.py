@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline
+from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 from transformers import CLIPModel
 
@@ -99,6 +101,7 @@ def measure(model: Path, clip: Path, count: int, scales: Sequence[float]) -> dic
         print(f"scale {scale:g}: {by_scale[f'{scale:g}']}")
     best = max(by_scale, key=lambda scale: by_scale[scale]["overall"])
     long = captions[: min(100, count)]
+    stock = generate(pipe, long, float(best), max_sequence_length=256)
     vae = pipe.vae.cpu().float()
     figures: dict[str, object] = {
         "num_captions": count,
@@ -107,17 +110,39 @@ def measure(model: Path, clip: Path, count: int, scales: Sequence[float]) -> dic
         "best_guidance_scale": float(best),
         "by_guidance_scale": by_scale,
         "best": by_scale[best],
-        "stock_call_256_text_tokens": judge(generate(pipe, long, float(best), max_sequence_length=256), long)["overall"],
+        "stock_call_256_text_tokens": judge(generate(pipe, long, float(best), max_sequence_length=256), long)[
+            "overall"
+        ],
         "autoencoder_psnr_db": measure_autoencoder(vae),
         "judge_on_renders": judge_of_renders(count),
         "judge_on_autoencoded_renders": judge_of_renders(count, vae),
         "seconds_per_image": seconds_per_image(pipe, float(best)),
         "threads": torch.get_num_threads(),
-        "parameters": {name: sum(p.numel() for p in getattr(pipe, name).parameters()) for name in ("transformer", "vae")},
+        "parameters": {
+            name: sum(p.numel() for p in getattr(pipe, name).parameters()) for name in ("transformer", "vae")
+        },
     }
     if clip.is_dir():
         figures["clip_tells_altered_captions"] = measure_clip(CLIPModel.from_pretrained(clip, dtype=torch.float32))
     return figures
+
+
+def contact_sheet(pipe: DiffusionPipeline, guidance_scale: float, columns: int = 6, rows: int = 4) -> Image.Image:
+    """Pictures of the first held-out captions, as they come, each under its caption."""
+    captions = held_out_captions(columns * rows)
+    images = generate(pipe, captions, guidance_scale)
+    wide, tall, line = 138, 170, 14
+    sheet = Image.new("RGB", (columns * wide, rows * tall), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left, top = index % columns * wide + 5, index // columns * tall
+        words = textwrap.wrap(caption.removesuffix(" background"), 27)
+        draw.multiline_text(
+            (left, top + 2), "\n".join(words[:3]), fill="black", font=ImageFont.load_default(9), spacing=2
+        )
+        pixels = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+        sheet.paste(Image.fromarray(pixels), (left, top + 2 * line + 9))
+    return sheet
 
 
 def main() -> None:
@@ -127,10 +152,14 @@ def main() -> None:
     parser.add_argument("--clip", type=Path, default=asset_path("emoji-clip"))
     parser.add_argument("--num-captions", type=int, default=400)
     parser.add_argument("--scales", type=float, nargs="+", default=[3.0, 4.0, 5.0, 7.0])
+    parser.add_argument("--sheet", type=Path, help="also write a contact sheet of the first captions to this PNG")
     parser.add_argument("--write", action="store_true", help="write figures.json and README.md into the model's folder")
     options = parser.parse_args()
     figures = measure(options.model, options.clip, options.num_captions, options.scales)
     print(json.dumps(figures, indent=2))
+    if options.sheet:
+        pipe = DiffusionPipeline.from_pretrained(options.model, dtype=torch.float32)
+        contact_sheet(pipe, figures["best_guidance_scale"]).save(options.sheet)
     if options.write:
         (options.model / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
         write_model_card(options.model, figures)

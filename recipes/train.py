@@ -38,7 +38,7 @@ PRESETS = {
         autoencoder=TrainingSettings(3200, 16, 1.2e-3, decay_start=0.5, ema_decay=0.995),
         crop_steps=2470,
         num_scenes=48_000,
-        transformer=TrainingSettings(5000, 64, 1.5e-3, ema_decay=0.998, compile=True),
+        transformer=TrainingSettings(4600, 64, 1.5e-3, ema_decay=0.998, compile=True),
         num_layers=6,
         num_attention_heads=4,
         clip=TrainingSettings(1500, 128, 1e-3, ema_decay=0.99),

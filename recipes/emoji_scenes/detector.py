@@ -65,12 +65,14 @@ class Detection:
         box: left, top and side length, in pixels of a picture of 128.
         agreement: 1 - |D - T|^2 / |T|^2, 1 where the picture is the template.
         mixture: how far the picture lies from the template towards that of another object, 0 to 1.
+        fault: |D - T|^2 of the worst window of a quarter of the side, over the mean of |T|^2 in the box.
     """
 
     name: str
     box: tuple[int, int, int]
     agreement: float
     mixture: float
+    fault: float
 
     @property
     def accepted(self) -> bool:
@@ -117,8 +119,13 @@ def leftover(picture: np.ndarray, ground: Ground, detections: list[Detection]) -
             rest[
                 max(0, top // 2 - 1) : -(-(top + size) // 2) + 1, max(0, left // 2 - 1) : -(-(left + size) // 2) + 1
             ] = 0
-    sums = np.pad(rest.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
-    return float((sums[12:, 12:] - sums[:-12, 12:] - sums[12:, :-12] + sums[:-12, :-12]).max() / 144)
+    return _worst_window(rest, 12)
+
+
+def _worst_window(values: np.ndarray, n: int) -> float:
+    """Largest mean of ``values`` (H, W) in any window of n x n."""
+    sums = np.pad(values.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    return float((sums[n:, n:] - sums[:-n, n:] - sums[n:, :-n] + sums[:-n, :-n]).max() / n**2)
 
 
 @dataclass(frozen=True)
@@ -252,4 +259,5 @@ def _weigh(window: np.ndarray, ground: Ground, kind: int, box: tuple[int, int, i
     agreement = 1.0 - np.square(rest).sum() / np.square(own).sum()
     towards = np.delete(layers, kind, 0) - own
     mixture = (towards * rest).sum((1, 2, 3)) / np.square(towards).sum((1, 2, 3))
-    return Detection(NAMES[kind], box, float(agreement), float(mixture.max()))
+    fault = _worst_window(np.square(rest).sum(-1), size // 8) / np.square(own).sum(-1).mean()
+    return Detection(NAMES[kind], box, float(agreement), float(mixture.max()), float(fault))
