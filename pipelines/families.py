@@ -88,24 +88,48 @@ FAMILIES: tuple[Family, ...] = (
         name="stable-diffusion",  # 1.x and 2.x
         pipelines=("StableDiffusionPipeline",),
         denoisers=("unet",),
+        guidance=GuidanceTraits(
+            variants=("StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
+        ),
         prompt_outputs=_PAIR,
     ),
     Family(
         name="stable-diffusion-xl",
         pipelines=("StableDiffusionXLPipeline",),
         denoisers=("unet",),
+        guidance=GuidanceTraits(
+            variants=(
+                "StableDiffusionXLImg2ImgPipeline",
+                "StableDiffusionXLInpaintPipeline",
+                "StableDiffusionXLControlNetPipeline",
+                "StableDiffusionXLControlNetImg2ImgPipeline",
+                "StableDiffusionXLControlNetInpaintPipeline",
+            ),
+        ),
         prompt_outputs=_POOLED,
         upcast_autoencoder=True,
     ),
     Family(
         name="stable-diffusion-3",  # 3 and 3.5
         pipelines=("StableDiffusion3Pipeline",),
+        guidance=GuidanceTraits(
+            variants=(
+                "StableDiffusion3Img2ImgPipeline",
+                "StableDiffusion3InpaintPipeline",
+                "StableDiffusion3ControlNetPipeline",
+                "StableDiffusion3ControlNetInpaintingPipeline",
+            ),
+        ),
         prompt_outputs=_POOLED,
     ),
     Family(
         name="flux",  # FLUX.1: guidance_scale is an input of the network, true_cfg_scale the classic one
         pipelines=("FluxPipeline",),
-        guidance=GuidanceTraits(calls="separate", switch=_TRUE_CFG),
+        guidance=GuidanceTraits(
+            calls="separate",
+            switch=_TRUE_CFG,
+            variants=("FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxControlNetPipeline"),
+        ),
         prompt_outputs=("prompt_embeds", "pooled_prompt_embeds", "text_ids"),
         shared_outputs=("text_ids",),
         patch=2,

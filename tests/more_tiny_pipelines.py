@@ -9,6 +9,7 @@ family's complete tiny pipeline exists.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -414,3 +415,86 @@ def guided_pipeline(name: str) -> DiffusionPipeline:
                 parameter.requires_grad_(False).mul_(2.0 if parameter.ndim == 2 else 1.0)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+# ---- other tasks of the same families ----------------------------------------------------------------------
+
+
+def _controlnet_xl(unet: torch.nn.Module) -> torch.nn.Module:
+    return diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8))
+
+
+def _controlnet_3(transformer: torch.nn.Module) -> torch.nn.Module:
+    return diffusers.SD3ControlNetModel.from_transformer(transformer, num_layers=1, num_extra_conditioning_channels=0)
+
+
+def _controlnet_flux(transformer: torch.nn.Module) -> torch.nn.Module:
+    return diffusers.FluxControlNetModel.from_transformer(
+        transformer, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2
+    )
+
+
+CONTROLNETS: dict[str, Callable[[torch.nn.Module], torch.nn.Module]] = {
+    "sdxl": _controlnet_xl,
+    "sd3": _controlnet_3,
+    "flux": _controlnet_flux,
+}
+
+PICTURE = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+FROM_PICTURE = {"image": PICTURE, "strength": 0.75}
+INPAINT = {**FROM_PICTURE, "mask_image": (PICTURE[:, :1] > 0.5).float()}
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    # class: (family's tiny pipeline, arguments for the task)
+    "StableDiffusionImg2ImgPipeline": ("sd15", FROM_PICTURE),
+    "StableDiffusionInpaintPipeline": ("sd15", {**INPAINT, **SMALL}),
+    "StableDiffusionXLImg2ImgPipeline": ("sdxl", FROM_PICTURE),
+    "StableDiffusionXLInpaintPipeline": ("sdxl", {**INPAINT, **SMALL}),
+    "StableDiffusionXLControlNetPipeline": ("sdxl", {"image": PICTURE}),
+    "StableDiffusionXLControlNetImg2ImgPipeline": ("sdxl", {**FROM_PICTURE, "control_image": PICTURE}),
+    "StableDiffusionXLControlNetInpaintPipeline": ("sdxl", {**INPAINT, "control_image": PICTURE, **SMALL}),
+    "StableDiffusion3Img2ImgPipeline": ("sd3", {**FROM_PICTURE, **SMALL}),
+    "StableDiffusion3InpaintPipeline": ("sd3", {**INPAINT, **SMALL}),
+    "StableDiffusion3ControlNetPipeline": ("sd3", {"control_image": PICTURE, **SMALL}),
+    "FluxImg2ImgPipeline": ("flux", {**FROM_PICTURE, **SMALL}),
+    "FluxInpaintPipeline": ("flux", {**INPAINT, **SMALL}),
+    "FluxControlNetPipeline": ("flux", {"control_image": PICTURE, **SMALL}),
+}
+
+
+def variant_pipeline(class_name: str) -> DiffusionPipeline:
+    """A pipeline of ``VARIANTS`` from its family's tiny components, the same at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return _variant_pipeline(class_name)
+
+
+def _variant_pipeline(class_name: str) -> DiffusionPipeline:
+    name = VARIANTS[class_name][0]
+    components = {key: value for key, value in tiny_pipeline(name).components.items() if value is not None}
+    cls = getattr(diffusers, class_name)
+    if "ControlNet" in class_name:
+        network = components["unet"] if name == "sdxl" else components["transformer"]
+        controlnet = CONTROLNETS[name](network).eval()
+        for parameter in controlnet.parameters():  # its outputs start as zero
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.1)
+        components["controlnet"] = controlnet
+    if class_name == "StableDiffusion3InpaintPipeline":  # takes models of 16 channels only
+        components["vae"] = _flow_vae(16).eval()
+        components["transformer"] = diffusers.SD3Transformer2DModel.from_config(
+            components["transformer"].config, in_channels=16, out_channels=16
+        ).eval()
+    if name == "sd15":
+        components |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipe = cls(**components)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def variant_call(class_name: str, scale: float) -> dict[str, Any]:
+    """Arguments of its stock call, with guidance on."""
+    name, task = VARIANTS[class_name]
+    call = {**GUIDED[name].call([0], scale), **task}
+    known = inspect.signature(getattr(diffusers, class_name).__call__).parameters
+    return {key: value for key, value in call.items() if key in known}
