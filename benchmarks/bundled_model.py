@@ -110,9 +110,7 @@ def measure(model: Path, clip: Path, count: int, scales: Sequence[float]) -> dic
         "best_guidance_scale": float(best),
         "by_guidance_scale": by_scale,
         "best": by_scale[best],
-        "stock_call_256_text_tokens": judge(generate(pipe, long, float(best), max_sequence_length=256), long)[
-            "overall"
-        ],
+        "stock_call_256_text_tokens": judge(stock, long)["overall"],
         "autoencoder_psnr_db": measure_autoencoder(vae),
         "judge_on_renders": judge_of_renders(count),
         "judge_on_autoencoded_renders": judge_of_renders(count, vae),
