@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,14 @@ from trimtab.commands import sampling
 from trimtab.commands.pictures import slug
 from trimtab.pipelines.vocabulary import unknown_words
 
+TINY_UNET = {
+    "sample_size": 8,
+    "block_out_channels": (8,),
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "down_block_types": ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",),
+}
 pytestmark = pytest.mark.filterwarnings(NUMPY_IN_SCHEDULERS)
 
 
@@ -213,6 +222,14 @@ def test_a_folder_that_is_no_model(tmp_path, output, capsys):
     _assert_one_line(generate(tmp_path / "plain", "--output", str(output), "--", "a cat"), "is no JSON", capsys)
     file = tmp_path / "plain" / "model_index.json"
     _assert_one_line(generate(file, "--output", str(output), "--", "a cat"), "is a file", capsys)
+    assert not output.parent.exists()
+
+
+def test_a_model_of_something_else(model, tmp_path, output, capsys):
+    other = diffusers.DDPMPipeline(diffusers.UNet2DModel(**TINY_UNET), diffusers.DDPMScheduler())
+    other.save_pretrained(tmp_path / "other")
+    options = ("--output", str(output), "--", "a cat")
+    _assert_one_line(generate(tmp_path / "other", *options), "DDPMPipeline, which is in no family", capsys)
     assert not output.parent.exists()
 
 

@@ -138,6 +138,8 @@ def load_pipeline(model: str, dtype: str, device: str) -> Any:
         family_of(pipe)
     except ValueError as error:
         raise UsageError(f"--model {model}: {first_line(error)}") from None
+    if not hasattr(pipe, "image_processor"):
+        raise UsageError(f"--model takes a model of pictures; {model} is a {type(pipe).__name__}")
     return pipe.to(device)
 
 
