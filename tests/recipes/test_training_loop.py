@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch import nn
+
 from trimtab.recipes.training_loop import TrainingSettings, adamw, averaged_weights, train
 
 SETTINGS = TrainingSettings(num_steps=12, batch_size=8, learning_rate=1e-2, warmup_steps=2)
