@@ -103,10 +103,12 @@ def train_autoencoder(
     """
     module = ReconstructionLoss(autoencoder).to(memory_format=torch.channels_last)
 
-    def loss_of_step(prepared: nn.Module, step: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss_of_step(
+        prepared: nn.Module, step: int, draw: int, device: torch.device
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         crop = 64 if step < crop_steps else 128
-        images, weights = draw_images(settings.seed, step, settings.batch_size, crop)
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+        images, weights = draw_images(settings.seed, draw, settings.batch_size, crop)
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + draw)
         channels = autoencoder.config.latent_channels
         noise = torch.randn(len(images), channels, crop // 8, crop // 8, generator=generator)
         images = images.to(device, memory_format=torch.channels_last)

@@ -109,8 +109,10 @@ def train_clip(clip: CLIPModel, settings: TrainingSettings, folder: Path, *, max
     """
     tokenizer = build_tokenizer()
 
-    def loss_of_step(prepared: nn.Module, step: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-        rng = np.random.default_rng([settings.seed, 1, step])
+    def loss_of_step(
+        prepared: nn.Module, step: int, draw: int, device: torch.device
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        rng = np.random.default_rng([settings.seed, 1, draw])
         images, captions, same = draw_pairs(rng, settings.batch_size)
         tokens = tokenizer(captions, padding="max_length", return_tensors="pt")
         tensors = (images, tokens.input_ids, tokens.attention_mask, same)

@@ -149,8 +149,10 @@ def train_transformer(
     """
     empty = build_tokenizer()("", padding="max_length", return_tensors="pt").input_ids[0]
 
-    def loss_of_step(prepared: nn.Module, step: int, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+    def loss_of_step(
+        prepared: nn.Module, step: int, draw: int, device: torch.device
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + draw)
         long = step > LONG_TEXTS_AFTER * settings.num_steps and step % LONG_TEXTS_EVERY == 0
         size = settings.batch_size // 4 if long else settings.batch_size
         index = torch.randint(len(scenes.latents), (size,), generator=generator)

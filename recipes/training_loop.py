@@ -54,7 +54,7 @@ class TrainingSettings:
 
 def train(
     module: nn.Module,
-    loss_of_step: Callable[[nn.Module, int, torch.device], tuple[Tensor, dict[str, Tensor]]],
+    loss_of_step: Callable[[nn.Module, int, int, torch.device], tuple[Tensor, dict[str, Tensor]]],
     settings: TrainingSettings,
     folder: Path,
     *,
@@ -67,7 +67,8 @@ def train(
 
     Args:
         module: the network; its ``forward`` is what ``loss_of_step`` calls. Ends up with the averaged weights.
-        loss_of_step: takes the prepared module, the step and the device; gives the loss and figures to show.
+        loss_of_step: takes the prepared module, the step, the number of the batch to draw (the step's own in each
+            process) and the device; gives the loss and figures to show.
         settings: see :class:`TrainingSettings`.
         folder: holds ``checkpoint.safetensors`` and ``log.jsonl``; made where missing.
         max_seconds: stop after this time with a checkpoint; None runs to the end.
@@ -95,7 +96,8 @@ def train(
     while step < settings.num_steps:
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = settings.rate(step) * group.get("rate_factor", 1.0)
-        loss, figures = loss_of_step(prepared, step, accelerator.device)
+        draw = step * accelerator.num_processes + accelerator.process_index
+        loss, figures = loss_of_step(prepared, step, draw, accelerator.device)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(module.parameters(), 1.0)
         for optimizer in optimizers:

@@ -16,8 +16,8 @@ def regression(seed: int) -> nn.Module:
     return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
 
 
-def loss_of_step(module, step, device):
-    inputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
+def loss_of_step(module, step, draw, device):
+    inputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(draw))
     loss = (module(inputs).float() - inputs.sum(1, keepdim=True)).square().mean()
     return loss, {}
 
@@ -38,12 +38,12 @@ def test_a_resumed_run_equals_an_undisturbed_one(tmp_path, optimizers_of):
     class Interrupted(Exception):
         pass
 
-    def interrupting_loss(module, step, device):
+    def interrupting_loss(module, step, draw, device):
         nonlocal calls
         calls += 1
         if calls == 8:
             raise Interrupted
-        return loss_of_step(module, step, device)
+        return loss_of_step(module, step, draw, device)
 
     settings = TrainingSettings(**{**SETTINGS.__dict__, "checkpoint_seconds": 0.0})
     first = regression(0)
