@@ -47,7 +47,7 @@ explains a picture by the known sprites (`trimtab.recipes.emoji_scenes.check_sce
 |---|---|---|
 {rows}
 
-By guidance scale:
+By guidance scale, on a quarter of the captions:
 
 | scale | {columns} |
 |---|{rules}|
