@@ -13,7 +13,10 @@ from trimtab.guidance import (
     attach,
 )
 
-pytestmark = pytest.mark.filterwarnings(NUMPY_IN_SCHEDULERS)
+pytestmark = [
+    pytest.mark.filterwarnings(NUMPY_IN_SCHEDULERS),
+    pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning"),  # in its own ControlNet
+]
 
 PLAIN = {"adaptive_projected_guidance_momentum": None, "adaptive_projected_guidance_rescale": 0.0, "eta": 1.0}
 
