@@ -1,0 +1,20 @@
+"""Sana with a guider; a custom pipeline, see ``trimtab.pipelines.guided``."""
+
+from diffusers import SanaPipeline
+
+from trimtab.guidance import AdaptiveProjectedGuidance
+from trimtab.pipelines.guided import GuidedPipelineMixin
+
+__all__ = ["GuidedSanaPipeline"]
+
+
+class GuidedSanaPipeline(GuidedPipelineMixin, SanaPipeline):
+    """``SanaPipeline`` whose call takes ``guider=``.
+
+    The guider to begin with is adaptive projected guidance at the stock scale, its threshold that of SDXL
+    for latents of any size. Neither is a figure of the paper.
+    """
+
+    @classmethod
+    def default_guider(cls) -> AdaptiveProjectedGuidance:
+        return AdaptiveProjectedGuidance(guidance_scale=4.5, adaptive_projected_guidance_rescale_rms=0.0586)
