@@ -40,12 +40,18 @@ def attach(
     pipeline with ``guidance_scale > 1`` (FLUX.1 and Qwen-Image: ``true_cfg_scale > 1`` and a negative
     prompt); its own ``guidance_rescale`` has no effect. Compile the denoiser before attaching, not after.
 
+    A step that isn't guided (w = 1, outside an interval) costs the conditional half alone, in every family. Only the
+    first step of image-to-image, inpainting and ControlNet runs may compute both halves for nothing: until the
+    scheduler's first step it isn't known where such a run starts.
+
     Args:
         pipe: a pipeline whose class is in ``trimtab.pipelines.families.FAMILIES``.
         guider: a guider from here, or one of Diffusers' own on conditional and unconditional predictions.
         renormalize: whether the result gets the conditional prediction's norm, for each vector of the last
             dimension, as Qwen-Image and Lumina 2 do after their own guidance. None does what the family does
             by default; pass False if you call Lumina 2 with ``cfg_normalization=False``.
+        batch_extra: for rules with a third, weakened prediction: True computes it in the conditional one's call, on
+            a batch by one part larger; False in a call of its own, with less memory.
 
     Returns:
         A handle with ``remove()`` that is also a context manager.
@@ -121,15 +127,17 @@ class Attachment:
         self._undo_scheduler: list[Callable[[], None]] = []
         self._undo: list[Callable[[], None]] = []
         self._claimed: list[Any] = []
-        parts = [getattr(pipe, name, None) for name in family.denoisers]
-        denoisers = [part for part in parts if part is not None]
-        self._claim([unwrapped(denoiser) for denoiser in denoisers] + [guider])
+        parts = {name: getattr(pipe, name, None) for name in family.denoisers}
+        denoisers = {name: part for name, part in parts.items() if part is not None}
+        self._denoisers: dict[str, InterceptedModule] = {}
+        self._claim([unwrapped(denoiser) for denoiser in denoisers.values()] + [guider])
         try:
             self._follow_scheduler()
-            for denoiser in denoisers:
+            for name, denoiser in denoisers.items():
                 if isinstance(guider, Guidance):
                     self._undo.append(guider.install(denoiser, rows))
-                self._undo.append(InterceptedModule(denoiser, self._before, self._run.after).undo)
+                self._denoisers[name] = InterceptedModule(denoiser, self._before, self._run.after)
+                self._undo.append(self._denoisers[name].undo)
         except BaseException:
             self.remove()
             raise
@@ -193,6 +201,9 @@ class Attachment:
         ]
 
     def _set_timesteps(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        for name, denoiser in self._denoisers.items():
+            if not denoiser.sees(getattr(self._run.pipe, name)):
+                raise RuntimeError(f"`{name}` was exchanged or compiled since the guider was attached: attach it anew")
         result = original(*args, **kwargs)
         self._run.begin(self._run.scheduler)
         return result

@@ -98,6 +98,11 @@ class InterceptedModule:
             self._cancel()
             self._cancel = None
 
+    def sees(self, module: torch.nn.Module) -> bool:
+        """Whether calls of ``module`` come by here: it is this one, and wasn't compiled in place since."""
+        compiled = getattr(module, "_compiled_call_impl", None) is not None
+        return module is self.module and compiled == self._compiled
+
     def undo(self) -> None:
         """The module is as it was."""
         self.run_next()

@@ -63,6 +63,10 @@ class _Wrapper(Guidance):
         return self._enabled and self.in_window and self.guider.is_guided
 
     @property
+    def is_conditional(self) -> bool:
+        return self.guider.is_conditional
+
+    @property
     def wanted(self) -> list[str]:
         return self.guider.wanted if self.is_guided else [COND]
 

@@ -154,6 +154,22 @@ def test_compiled_denoiser(name, how):
     torch.compiler.reset()
 
 
+def test_denoiser_exchanged_or_compiled_while_attached():
+    """Guidance would be lost without a word: the next run says so."""
+    pipe, other = guided_pipeline("sd3"), guided_pipeline("sd3")
+    own = pipe.transformer
+    with attach(pipe, AdaptiveProjectedGuidance(9.0)):
+        pipe.transformer = other.transformer
+        with pytest.raises(RuntimeError, match="`transformer` was exchanged"):
+            run(pipe, "sd3")
+        pipe.transformer = own
+        own.compile(backend="eager")
+        with pytest.raises(RuntimeError, match="compiled"):
+            run(pipe, "sd3")
+        own._compiled_call_impl = None
+        run(pipe, "sd3")
+
+
 @pytest.mark.parametrize("name", ["sd3", "flux"])
 def test_offloading_hooks(name):
     """What enable_model_cpu_offload and sequential offloading do: accelerate replaces forward."""
@@ -201,7 +217,9 @@ def test_several_images_and_negative_prompts(name):
     several = guided(pipe, name, num_images_per_prompt=3)
     assert several.shape[0] == 3 and not torch.equal(several[0], several[1])
     own = run(pipe, name, negative_prompt=["a dog"], num_images_per_prompt=2)
-    same = guided(pipe, name, ClassifierFreeGuidance(5.0), negative_prompt=["a dog"], num_images_per_prompt=2, scale=2.0)
+    same = guided(
+        pipe, name, ClassifierFreeGuidance(5.0), negative_prompt=["a dog"], num_images_per_prompt=2, scale=2.0
+    )
     assert torch.allclose(same, own, atol=1e-5)
     assert not torch.allclose(own[:1], run(pipe, name, negative_prompt=["photo"]), atol=1e-4)
 

@@ -11,6 +11,7 @@ from tests.tiny_pipelines import NUMPY_IN_SCHEDULERS
 from trimtab.guidance import (
     AutoGuidance,
     Guidance,
+    IntervalGuidance,
     PerturbedAttentionGuidance,
     SkipLayerGuidance,
     SmoothedEnergyGuidance,
@@ -156,6 +157,35 @@ def test_autoguidance_by_another_network():
     with attach(pipe, AutoGuidance(3.0, weak_denoiser=weak.transformer)):
         guided = run(pipe, "sd3", 1.0, latents=start)
     assert torch.allclose(guided, k + 3.0 * (c - k), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [PerturbedAttentionGuidance, lambda w: IntervalGuidance(guider=PerturbedAttentionGuidance(w), start=0.0, stop=1.0)],
+)
+def test_as_modular_pipelines_use_it(make):
+    """One call for each prediction, between prepare_models and cleanup_models: the same as attach()."""
+    pipe = guided_pipeline("sd3")
+    guider, denoiser = make(5.0), pipe.transformer
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    cond, uncond, pooled, negative_pooled = pipe.encode_prompt("a red cat", None, None, max_sequence_length=16)
+    data = {"encoder_hidden_states": (cond, uncond), "pooled_projections": (pooled, negative_pooled)}
+    guider.set_state(0, 1, torch.tensor(1000.0))
+    batches = guider.prepare_inputs(data)
+    kinds = []
+    for batch in batches:
+        guider.prepare_models(denoiser)
+        kinds.append(guider.is_conditional)
+        inputs = {name: getattr(batch, name) for name in data}
+        with torch.no_grad():
+            batch.noise_pred = denoiser(latents, timestep=torch.tensor([1000.0]), return_dict=False, **inputs)[0]
+        guider.cleanup_models(denoiser)
+    assert kinds == [True, False, True]
+    ours = latents - guider(batches).pred  # one step of Euler from sigma 1 to 0
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in denoiser.modules())
+    with attach(pipe, make(5.0)):
+        attached = run(pipe, "sd3", latents=latents)
+    assert torch.allclose(ours, attached, atol=1e-5)
 
 
 def test_abstract():
