@@ -24,6 +24,8 @@ from .vocabulary import BACKGROUNDS, OBJECTS
 NAMES = tuple(OBJECTS)
 _COARSE_SIZES = (40, 48, 56, 64, 72, 80)
 _GRADIENTS = np.linspace(-0.06, 0.06, 25)
+_TELLING = 0.2
+_TELLING_PIXEL = 0.08
 _MIN_MERIT = 1.0
 _MAX_ATTEMPTS = 12
 _MAX_OBJECTS = 6
@@ -64,15 +66,14 @@ class Detection:
         name: a key of :data:`OBJECTS`.
         box: left, top and side length, in pixels of a picture of 128.
         agreement: 1 - |D - T|^2 / |T|^2, 1 where the picture is the template.
-        mixture: how far the picture lies from the template towards that of another object, 0 to 1.
-        fault: |D - T|^2 of the worst window of a quarter of the side, over the mean of |T|^2 in the box.
+        mixture: how far the box, or any half of it, lies from the template towards that of another object or the bare
+            ground, 0 to 1.
     """
 
     name: str
     box: tuple[int, int, int]
     agreement: float
     mixture: float
-    fault: float
 
     @property
     def accepted(self) -> bool:
@@ -257,7 +258,21 @@ def _weigh(window: np.ndarray, ground: Ground, kind: int, box: tuple[int, int, i
     own = layers[kind]
     rest = window - own
     agreement = 1.0 - np.square(rest).sum() / np.square(own).sum()
-    towards = np.delete(layers, kind, 0) - own
-    mixture = (towards * rest).sum((1, 2, 3)) / np.square(towards).sum((1, 2, 3))
-    fault = _worst_window(np.square(rest).sum(-1), size // 8) / np.square(own).sum(-1).mean()
-    return Detection(NAMES[kind], box, float(agreement), float(mixture.max()), float(fault))
+    others = np.concatenate([np.delete(layers, kind, 0), np.zeros_like(own)[None]])
+    return Detection(NAMES[kind], box, float(agreement), _mixture(rest, own, others - own))
+
+
+def _mixture(rest: np.ndarray, own: np.ndarray, towards: np.ndarray) -> float:
+    """Largest <rest, t> / |t|^2 of any ``towards`` t, over the box and over those halves of it where t is large."""
+    n = len(rest) // 2
+    whole, first, second = slice(None), slice(None, n), slice(n, None)
+    largest = 0.0
+    for rows, columns in (whole, whole), (first, whole), (second, whole), (whole, first), (whole, second):
+        part = towards[:, rows, columns]
+        energy = np.square(part).sum((1, 2, 3))
+        half = own[rows, columns]
+        least = 0.0 if rows == columns else max(_TELLING * np.square(half).sum(), _TELLING_PIXEL * half[..., 0].size)
+        telling = energy > least
+        along = (part * rest[rows, columns]).sum((1, 2, 3))[telling] / energy[telling]
+        largest = max(largest, float(along.max(initial=0.0)))
+    return largest
