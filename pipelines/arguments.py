@@ -16,7 +16,6 @@ __all__ = [
     "checked_negative",
     "checked_scale",
     "checked_size",
-    "is_encoding",
     "noise_states",
     "number_of_prompts",
     "prompt_rows",
@@ -47,11 +46,6 @@ def checked_size(name: str, value: Any, multiple: int) -> int:
     if size % multiple:
         raise ValueError(f"`{name}` is {size}; takes a multiple of {multiple} for this model")
     return size
-
-
-def is_encoding(name: str, value: Any) -> bool:
-    """Whether an argument of a stock call holds encodings of prompts, one row each."""
-    return ("embeds" in name or name.endswith("mask")) and isinstance(value, torch.Tensor | list)
 
 
 def number_of_prompts(prompt: Any, arguments: dict[str, Any]) -> int:
@@ -118,20 +112,23 @@ def check_floating(name: str, value: Any) -> None:
 def check_latents(latents: Any, shape: tuple[int, ...]) -> None:
     """A non-empty batch of finite samples of this shape."""
     check_floating("latents", latents)
-    if latents.ndim != len(shape) + 1 or tuple(latents.shape[1:]) != shape or not len(latents):
-        takes = ", ".join(map(str, ("B", *shape)))
-        raise ValueError(f"`latents` has shape {tuple(latents.shape)}; takes ({takes}) with B >= 1")
+    _check_batch("latents", latents, shape)
     if not bool(torch.isfinite(latents).all()):
         raise ValueError("`latents` has a value that is not finite")
 
 
-def check_images(images: Any, height: int, width: int) -> None:
-    """A non-empty batch of pictures of this size with values in [0, 1]."""
+def check_images(images: Any, shape: tuple[int, ...]) -> None:
+    """A non-empty batch of pictures of this shape with values in [0, 1]."""
     check_floating("images", images)
-    if images.ndim != 4 or tuple(images.shape[1:]) != (3, height, width) or not len(images):
-        raise ValueError(f"`images` has shape {tuple(images.shape)}; takes (B, 3, {height}, {width}) with B >= 1")
+    _check_batch("images", images, shape)
     if not bool(((images >= 0) & (images <= 1)).all()):
         raise ValueError("`images` has a value that is not in [0, 1]")
+
+
+def _check_batch(name: str, value: torch.Tensor, shape: tuple[int, ...]) -> None:
+    if value.ndim != len(shape) + 1 or tuple(value.shape[1:]) != shape or not len(value):
+        takes = ", ".join(map(str, ("B", *shape)))
+        raise ValueError(f"`{name}` has shape {tuple(value.shape)}; takes ({takes}) with B >= 1")
 
 
 def prompt_rows(prompt_index: Sequence[int] | None, batch: int, prompts: int) -> list[int]:

@@ -52,12 +52,16 @@ class Family:
         guidance_argument: the argument of the stock call that sets how strongly the prompt holds.
         prompt_outputs: what `encode_prompt` returns, in order.
         shared_outputs: those of `prompt_outputs` that have no batch axis.
-        patch: side of the square of latent pixels that the stock call takes as one token: 2 for latents of
-            shape (B, h w / 4, 4 C), 1 for latents of shape (B, C, h, w).
-        frames: the autoencoder's pictures and latents have a frame axis: (B, C, frames, h, w).
-        normalization: how latents relate to what the autoencoder decodes: "scale" (`scaling_factor`, and
-            `shift_factor` where the config has one) or "statistics" (`latents_mean` and `latents_std`).
+        tokens: the stock call takes latents as tokens, (B, h w / patch^2, C patch^2), and not as (B, C, h, w).
+        patch: side of the square of latent pixels in a token.
+        video: samples have many frames: latents (B, C, frames, h, w), or tokens frame by frame.
+        frame_axis: the autoencoder takes (B, C, frames, h, w), pictures as videos of one frame.
+        normalization: how latents relate to what the autoencoder decodes: "scale" (`scaling_factor`, then
+            `shift_factor` or `latents_mean` and `latents_std` where it has them), "statistics" (`latents_mean`
+            and `latents_std` alone) or "batch-norm" (its own, on patches of 2x2 latent pixels as channels).
         upcast_autoencoder: a float16 autoencoder whose config says `force_upcast` decodes in float32.
+        scale_factor: attribute of the pipeline that holds the pixels to a side of a latent pixel.
+        returns_latents: its output of type "latent" can be passed as `latents` again.
     """
 
     name: str
@@ -67,10 +71,14 @@ class Family:
     guidance_argument: str = "guidance_scale"
     prompt_outputs: tuple[str, ...]
     shared_outputs: tuple[str, ...] = ()
+    tokens: bool = False
     patch: int = 1
-    frames: bool = False
-    normalization: Literal["scale", "statistics"] = "scale"
+    video: bool = False
+    frame_axis: bool = False
+    normalization: Literal["scale", "statistics", "batch-norm"] = "scale"
     upcast_autoencoder: bool = False
+    scale_factor: str = "vae_scale_factor"
+    returns_latents: bool = True
 
 
 _PAIR = ("prompt_embeds", "negative_prompt_embeds")
@@ -132,6 +140,7 @@ FAMILIES: tuple[Family, ...] = (
         ),
         prompt_outputs=("prompt_embeds", "pooled_prompt_embeds", "text_ids"),
         shared_outputs=("text_ids",),
+        tokens=True,
         patch=2,
     ),
     Family(
@@ -162,8 +171,9 @@ FAMILIES: tuple[Family, ...] = (
         guidance=GuidanceTraits(calls="separate", renormalized=True, switch=_TRUE_CFG),
         guidance_argument="true_cfg_scale",
         prompt_outputs=("prompt_embeds", "prompt_embeds_mask"),
+        tokens=True,
         patch=2,
-        frames=True,
+        frame_axis=True,
         normalization="statistics",
     ),
     Family(
@@ -197,17 +207,28 @@ FAMILIES: tuple[Family, ...] = (
         denoisers=("transformer", "transformer_2"),  # 2.2 has one for high noise and one for low
         guidance=GuidanceTraits(calls="separate"),
         prompt_outputs=_PAIR,
+        video=True,
+        frame_axis=True,
+        normalization="statistics",
+        scale_factor="vae_scale_factor_spatial",
     ),
     Family(
         name="ltx",
         pipelines=("LTXPipeline",),
         prompt_outputs=_MASKED,
+        tokens=True,
+        video=True,
+        frame_axis=True,
+        scale_factor="vae_spatial_compression_ratio",
     ),
     Family(
         name="flux-2-klein",
         pipelines=("Flux2KleinPipeline",),
         guidance=GuidanceTraits(calls="separate"),
         prompt_outputs=("prompt_embeds", "text_ids"),
+        patch=2,
+        normalization="batch-norm",
+        returns_latents=False,
     ),
     Family(
         name="flux-2",
@@ -216,6 +237,9 @@ FAMILIES: tuple[Family, ...] = (
             refusal="its guidance is distilled into the network, there is no unconditional prediction"
         ),
         prompt_outputs=("prompt_embeds", "text_ids"),
+        patch=2,
+        normalization="batch-norm",
+        returns_latents=False,
     ),
 )
 

@@ -16,19 +16,18 @@ from .arguments import (
     checked_negative,
     checked_scale,
     checked_size,
-    is_encoding,
     noise_states,
     number_of_prompts,
     prompt_rows,
 )
 from .families import family_of
 from .gradients import checkpointed, frozen
-from .latents import decode_latents, encode_images, from_tokens, to_tokens
-from .stock_call import draw_latents, prepare, run_loop, stock_arguments
+from .latents import decode_latents, encode_images
+from .stock_call import draw_latents, for_rows, prepare, run_loop, stock_arguments
 
 __all__ = ["GenerationMap"]
 
-_OURS = ("latents", "output_type", "return_dict", "num_images_per_prompt")
+_OURS = ("latents", "output_type", "return_dict", "num_images_per_prompt", "num_videos_per_prompt")
 
 
 class GenerationMap:
@@ -66,7 +65,9 @@ class GenerationMap:
         scheduler: the one that runs, or None for whatever `pipe.scheduler` is at the call.
         height: of the pictures in pixels.
         width: of the pictures in pixels.
-        latent_shape: of one sample, as the pipeline takes it: (C, h, w), or (tokens, channels).
+        image_shape: of one sample's picture, (3, height, width), or (frames, 3, height, width) of a video.
+        latent_shape: of one sample's latents as the pipeline takes them: (C, h, w), (C, frames, h, w) of a video,
+            or (tokens, channels).
         num_prompts: how many prompts it holds: 1 for any batch, or the batch's size.
         output: what a call returns.
         gradient_checkpointing: whether calls with a gradient compute the steps twice.
@@ -140,6 +141,9 @@ class GenerationMap:
         if self._current_scheduler().config.get("stochastic_sampling", False):
             raise ValueError("`scheduler` has stochastic_sampling, noise that no generator controls; takes False")
 
+        if output == "image":
+            self._autoencoder()
+
         try:
             self._preparation = prepare(pipe, self._current_scheduler(), arguments)
         finally:
@@ -149,6 +153,8 @@ class GenerationMap:
         for name, size in (("height", height), ("width", width)):
             if size not in (None, getattr(self, name)):  # one of the two alone is ignored by some pipelines
                 raise ValueError(f"`{name}` is {size}, which {type(pipe).__name__} ignores alone; pass both sizes")
+        frames = self._preparation.latents.get("num_frames")
+        self.image_shape = (3, self.height, self.width) if frames is None else (frames, 3, self.height, self.width)
         self.latent_shape = tuple(self.sample_latents(1, torch.Generator()).shape[1:])
 
     def __call__(self, latents: torch.Tensor, *, prompt_index: Sequence[int] | None = None) -> torch.Tensor:
@@ -161,8 +167,8 @@ class GenerationMap:
                 prompt for all rows.
 
         Returns:
-            (B, 3, height, width) in [0, 1] for output "image", the shape of `latents` for "latent"; dtype and
-            device of `latents`.
+            (B, *image_shape) in [0, 1] for output "image", the shape of `latents` for "latent"; dtype and device
+            of `latents`.
 
         Raises:
             ValueError: for latents of the wrong shape or with a non-finite value, or a wrong `prompt_index`.
@@ -197,7 +203,8 @@ class GenerationMap:
             TypeError: for a batch that is no integer or a generator that is none.
         """
         batch = checked_count("batch", batch)
-        return draw_latents(self.pipe, self._preparation, batch, checked_generators(generator, batch))
+        generator = checked_generators(generator, batch)
+        return self._as_passed(draw_latents(self.pipe, self._preparation, batch, generator))
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """The pictures of finished latents, as the stock pipeline decodes them.
@@ -209,7 +216,7 @@ class GenerationMap:
             latents: (B, *latent_shape), floating.
 
         Returns:
-            (B, 3, height, width) in [0, 1]; dtype and device of `latents`.
+            (B, *image_shape) in [0, 1]; dtype and device of `latents`.
 
         Raises:
             ValueError: for latents of the wrong shape or with a non-finite value.
@@ -224,7 +231,7 @@ class GenerationMap:
         Differentiable in `images`. The mode of the autoencoder's posterior, where it has a posterior.
 
         Args:
-            images: (B, 3, height, width) in [0, 1], floating.
+            images: (B, *image_shape) in [0, 1], floating.
 
         Returns:
             (B, *latent_shape); dtype and device of `images`.
@@ -233,12 +240,10 @@ class GenerationMap:
             ValueError: for images of the wrong shape, or with a value that is not in [0, 1].
             TypeError: for images that are no floating tensor.
         """
-        check_images(images, self.height, self.width)
+        check_images(images, self.image_shape)
         vae = self._autoencoder()
         with frozen([vae]):
             latents = encode_images(vae, self.family, images.to(self.pipe._execution_device))
-        if self.family.patch > 1:
-            latents = to_tokens(latents, self.family.patch)
         return latents.to(images.device, images.dtype)
 
     # ---- one call ------------------------------------------------------------------------------------------
@@ -246,43 +251,34 @@ class GenerationMap:
     def _run(self, latents: torch.Tensor, index: list[int], differentiable: bool) -> torch.Tensor:
         pipe = self.pipe
         device = pipe._execution_device
-        rows = torch.tensor(index, device=device)
-        arguments = {
-            name: _rows(value, index, rows) if is_encoding(name, value) else value
-            for name, value in self._arguments.items()
-        }
-        for name in ("prompt", "negative_prompt"):
-            given = arguments.get(name)
-            if given is not None:
-                arguments[name] = [given if isinstance(given, str) else given[i] for i in index]
-        shared = self.family.shared_outputs
-        encodings = tuple(
-            tuple(
-                value if name in shared else _rows(value, index, rows)
-                for name, value in zip(self.family.prompt_outputs, encoding, strict=True)
-            )
-            for encoding in self._preparation.encodings
-        )
+        arguments, encodings = for_rows(self.family, self._arguments, self._preparation.encodings, index, device)
         arguments["generator"] = [self._generator(i) for i in index]
         arguments["latents"] = latents.to(device, self._preparation.latents["dtype"])
         denoisers = self._denoisers()
         scheduler = self._current_scheduler()
         recompute = differentiable and self.gradient_checkpointing
         with checkpointed(denoisers) if recompute else frozen(denoisers):
-            return run_loop(pipe, scheduler, arguments, encodings)
+            last = run_loop(pipe, scheduler, arguments, encodings, after_steps=not self.family.returns_latents)
+        return self._as_passed(last)
+
+    def _as_passed(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents from within the stock call in the shape that its `latents` argument has."""
+        if self.family.returns_latents:
+            return latents
+        side = getattr(self.pipe, self.family.scale_factor) * self.family.patch
+        return latents.transpose(1, 2).unflatten(2, (self.height // side, self.width // side))
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        vae, patch = self._autoencoder(), self.family.patch
+        vae, factor = self._autoencoder(), getattr(self.pipe, self.family.scale_factor)
         latents = latents.to(self.pipe._execution_device)
-        if patch > 1:
-            factor = self.pipe.vae_scale_factor
-            latents = from_tokens(latents, patch, self.height // factor, self.width // factor)
         with frozen([vae]):
-            return decode_latents(vae, self.family, latents)
+            return decode_latents(vae, self.family, latents, self.height // factor, self.width // factor)
 
     def _autoencoder(self) -> Any:
         """The pipeline's, or a float32 copy where the stock call casts it to float32 and back."""
         vae = self.pipe.vae
+        if vae.config.get("timestep_conditioning", False):
+            raise ValueError(f"`output` is 'image'; takes 'latent' where {type(vae).__name__} adds noise of its own")
         if not (self.family.upcast_autoencoder and vae.dtype == torch.float16 and vae.config.force_upcast):
             return vae
         if self._upcast is None:
@@ -305,11 +301,5 @@ class GenerationMap:
     def _size_multiple(self) -> int:
         """Pixels to a side of the smallest square that the pipeline can add to a picture."""
         patches = [denoiser.config.get("patch_size", 1) for denoiser in self._denoisers()]
-        return self.pipe.vae_scale_factor * max(self.family.patch, *patches)
-
-
-def _rows(value: Any, index: list[int], rows: torch.Tensor) -> Any:
-    """The rows `index` of an encoding, a tensor or a list with one item a prompt."""
-    if isinstance(value, torch.Tensor):
-        return value.to(rows.device).index_select(0, rows)
-    return value if value is None else [value[i] for i in index]
+        patches = [size if isinstance(size, int) else size[-1] for size in patches]  # of a video: (frames, h, w)
+        return getattr(self.pipe, self.family.scale_factor) * max(self.family.patch, *patches)

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from .families import stock_class
+from .families import Family, stock_class
 
-__all__ = ["Preparation", "borrowed", "draw_latents", "prepare", "run_loop", "stock_arguments"]
+__all__ = ["Preparation", "borrowed", "draw_latents", "for_rows", "prepare", "run_loop", "stock_arguments"]
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,55 @@ def draw_latents(
     return drawn[0] if isinstance(drawn, tuple) else drawn
 
 
+def for_rows(
+    family: Family,
+    arguments: dict[str, Any],
+    encodings: tuple[tuple[Any, ...], ...],
+    index: list[int],
+    device: torch.device,
+) -> tuple[dict[str, Any], tuple[tuple[Any, ...], ...]]:
+    """Arguments and encodings of prompts for a batch whose rows have the prompts `index`.
+
+    Args:
+        family: the pipeline's entry in the table, which knows what has a row for each prompt.
+        arguments: keyword arguments of the stock call.
+        encodings: what `encode_prompt` returned, call by call.
+        index: for each row of the batch, the number of its prompt.
+        device: where the encodings go.
+
+    Returns:
+        The same for the batch.
+    """
+    rows = torch.tensor(index, device=device)
+
+    def select(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return value.to(device).index_select(0, rows)
+        return [value[i] for i in index] if isinstance(value, list) else value
+
+    chosen = {name: select(value) if _is_encoding(name) else value for name, value in arguments.items()}
+    for name in ("prompt", "negative_prompt"):
+        given = arguments.get(name)
+        if given is not None:
+            chosen[name] = [given if isinstance(given, str) else given[i] for i in index]
+    outputs, shared = family.prompt_outputs, family.shared_outputs
+    return chosen, tuple(
+        tuple(value if name in shared else select(value) for name, value in zip(outputs, encoding, strict=True))
+        for encoding in encodings
+    )
+
+
+def _is_encoding(name: str) -> bool:
+    return "_embeds" in name or name.endswith("_mask") or "attention_mask" in name
+
+
 def run_loop(
-    pipe: Any, scheduler: Any, arguments: dict[str, Any], encodings: tuple[tuple[Any, ...], ...]
+    pipe: Any,
+    scheduler: Any,
+    arguments: dict[str, Any],
+    encodings: tuple[tuple[Any, ...], ...],
+    *,
+    after_steps: bool = False,
 ) -> torch.Tensor:
     """Runs the stock call to its last latents with encodings made before.
 
@@ -138,11 +185,32 @@ def run_loop(
         scheduler: the scheduler to run it with.
         arguments: keyword arguments of the stock call, `latents` among them.
         encodings: what `encode_prompt` returns, call by call.
+        after_steps: give the latents as the last step left them, where the stock call changes them afterwards.
 
     Returns:
         The stock call's output of type "latent". Gradients are recorded where they are enabled.
     """
     remaining = iter(encodings)
+    last: list[torch.Tensor] = []
+    if after_steps:
+        arguments = arguments | _watching(arguments, last)
     with borrowed(pipe, scheduler) as attributes:
         attributes["encode_prompt"] = lambda *args, **kwargs: next(remaining)
-        return _stock_call(pipe)(pipe, **arguments, output_type="latent", return_dict=False)[0]
+        output = _stock_call(pipe)(pipe, **arguments, output_type="latent", return_dict=False)[0]
+    return last[0] if after_steps else output
+
+
+def _watching(arguments: dict[str, Any], last: list[torch.Tensor]) -> dict[str, Any]:
+    """Arguments that keep the latest latents in `last` besides calling the user's own callback."""
+    callback = arguments.get("callback_on_step_end")
+    names = arguments.get("callback_on_step_end_tensor_inputs", ["latents"])
+
+    def step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        result = tensors if callback is None else callback(pipe, step, timestep, tensors)
+        last[:] = [result.get("latents", tensors["latents"])]
+        return result
+
+    return {
+        "callback_on_step_end": step_end,
+        "callback_on_step_end_tensor_inputs": list({*names, "latents"}),
+    }
