@@ -116,13 +116,16 @@ def _update_weights(
     if not bounded and eta == 1:
         return 1.0, 0.0
     wide = torch.float32 if d.device.type == "mps" else torch.float64
-    pair = torch.stack([d.flatten(1), c.flatten(1)], 1).to(wide)
-    gram = torch.matmul(pair, pair.mT)
+    flat_d, flat_c = d.flatten(1).to(wide), c.flatten(1).to(wide)
+    # Dot products, not a matrix product: two rows of a million columns are the slowest thing to ask of a GPU's.
+    dc, cc = torch.linalg.vecdot(flat_d, flat_c), torch.linalg.vecdot(flat_c, flat_c)
+    if bounded:
+        # r / max(||d||, r), written so that its gradient is finite at d = 0
+        a = rescale * torch.linalg.vecdot(flat_d, flat_d).clamp_min(rescale**2).rsqrt()
+    else:
+        a = torch.ones_like(dc)
+    b = (eta - 1) * a * dc / torch.where(cc > 0, cc, 1.0)
     shape = (-1,) + (1,) * (d.ndim - 1)
-    # r / max(||d||, r), written so that its gradient is finite at d = 0
-    a = rescale * gram[:, 0, 0].clamp_min(rescale**2).rsqrt() if bounded else torch.ones_like(gram[:, 0, 0])
-    square = gram[:, 1, 1]
-    b = (eta - 1) * a * gram[:, 0, 1] / torch.where(square > 0, square, 1.0)
     return a.to(d.dtype).view(shape), b.to(d.dtype).view(shape)
 
 

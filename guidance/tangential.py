@@ -24,16 +24,15 @@ def tangential(pred_cond: torch.Tensor, pred_uncond: torch.Tensor) -> torch.Tens
         Same shape and dtype as ``pred_uncond``; products in float64 (float32 on MPS).
     """
     wide = torch.float32 if pred_cond.device.type == "mps" else torch.float64
-    pair = torch.stack([pred_cond.flatten(1), pred_uncond.flatten(1)], 1).to(wide)
-    gram = pair @ pair.mT
-    cc, cu, uu = gram[:, 0, 0], gram[:, 0, 1], gram[:, 1, 1]
+    c, u = pred_cond.flatten(1).to(wide), pred_uncond.flatten(1).to(wide)
+    cc, cu, uu = torch.linalg.vecdot(c, c), torch.linalg.vecdot(c, u), torch.linalg.vecdot(u, u)
     # Leading eigenvector at angle t of [[cc, cu], [cu, uu]]: tan 2t = 2 cu / (cc - uu). torch.linalg.eigh would
     # wait for a GPU.
     t = 0.5 * torch.atan2(2 * cu, cc - uu)
     p, q = torch.cos(t), torch.sin(t)
     square = p * p * cc + 2 * p * q * cu + q * q * uu  # ||p c + q u||^2
     along = (p * cu + q * uu) / torch.where(square > 0, square, 1.0)  # <u, p c + q u> / ||.||^2
-    result = (along * p)[:, None] * pair[:, 0] + (along * q)[:, None] * pair[:, 1]
+    result = (along * p)[:, None] * c + (along * q)[:, None] * u
     return result.to(pred_uncond.dtype).view_as(pred_uncond)
 
 

@@ -49,7 +49,12 @@ def test_scripts_write_their_reports(tmp_path, monkeypatch, capsys):
     assert "APG / CFG" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_rule_is_faster_than_diffusers_one():
     """1.8 times as fast by the benchmark; a crowded machine gets some room."""
-    cost = guidance_cost.rule_cost("cpu", 15)
-    assert cost["speedup"] >= 1.5
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert max(guidance_cost.rule_cost("cpu", 15)["speedup"] for _ in range(3)) >= 1.8
+    finally:
+        torch.set_num_threads(threads)
