@@ -36,8 +36,10 @@ class GenerationMap:
     The map runs the stock pipeline's own loop, with the prompt encoded once, here. It is deterministic,
     treats the rows of a batch independently, and is differentiable: where latents require a gradient and
     gradients are enabled, `f(latents)` has one, and otherwise nothing is recorded. A call leaves the pipeline
-    as it found it: no attribute, no progress bar, no gradient of a parameter. Like the pipeline itself, it is
-    not meant for two threads at once.
+    as it found it: no attribute, no progress bar, no gradient of a parameter. A guidance rule attached to the
+    pipeline (`trimtab.guidance.attach`) acts in its maps too. Like the pipeline itself, a map is not meant for
+    two threads at once. Second derivatives exist where attention isn't fused
+    (`torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`).
 
     Args:
         pipe: a pipeline of a family in `trimtab.pipelines.FAMILIES`, or of a subclass of such a class; the
