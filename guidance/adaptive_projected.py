@@ -105,6 +105,14 @@ def adaptive_projected_guidance(
     return ((1 + w * update_c) * c + w * update_d * d).to(x0_cond.dtype), d
 
 
+def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """<a, b> of each row of two (B, N) tensors, (B,)."""
+    if a.device.type == "cpu":
+        return torch.bmm(a[:, None], b[:, :, None]).view(-1)  # BLAS, in one pass
+    # a matrix product of two rows with a million columns is the slowest thing to ask of a GPU
+    return torch.linalg.vecdot(a, b)
+
+
 def _update_weights(
     d: torch.Tensor, c: torch.Tensor, *, eta: float, rescale: float | None
 ) -> tuple[torch.Tensor | float, torch.Tensor | float]:
@@ -117,13 +125,9 @@ def _update_weights(
         return 1.0, 0.0
     wide = torch.float32 if d.device.type == "mps" else torch.float64
     flat_d, flat_c = d.flatten(1).to(wide), c.flatten(1).to(wide)
-    # Dot products, not a matrix product: two rows of a million columns are the slowest thing to ask of a GPU's.
-    dc, cc = torch.linalg.vecdot(flat_d, flat_c), torch.linalg.vecdot(flat_c, flat_c)
-    if bounded:
-        # r / max(||d||, r), written so that its gradient is finite at d = 0
-        a = rescale * torch.linalg.vecdot(flat_d, flat_d).clamp_min(rescale**2).rsqrt()
-    else:
-        a = torch.ones_like(dc)
+    dc, cc = dot(flat_d, flat_c), dot(flat_c, flat_c)
+    # r / max(||d||, r), written so that its gradient is finite at d = 0
+    a = rescale * dot(flat_d, flat_d).clamp_min(rescale**2).rsqrt() if bounded else torch.ones_like(dc)
     b = (eta - 1) * a * dc / torch.where(cc > 0, cc, 1.0)
     shape = (-1,) + (1,) * (d.ndim - 1)
     return a.to(d.dtype).view(shape), b.to(d.dtype).view(shape)
@@ -257,7 +261,9 @@ class AdaptiveProjectedGuidance(Guidance):
         rescale = self.rescale if self.rescale_rms is None else self.rescale_rms * math.sqrt(d[0].numel())
         a, b = _update_weights(d, reference, eta=self.eta, rescale=rescale)
         w = (self.scale - 1) / out
-        return (c + (w * a) * d + (w * b) * reference).to(pred_cond.dtype)
+        if not isinstance(a, torch.Tensor):
+            return (c + w * d).to(pred_cond.dtype)  # eta = 1 and no threshold: a = 1, b = 0
+        return torch.addcmul(torch.addcmul(c, w * a, d), w * b, reference).to(pred_cond.dtype)
 
     def _with_momentum(self, difference: torch.Tensor) -> torch.Tensor:
         """d of this evaluation. The buffer moves once a step: solvers that evaluate twice use one d_prev."""

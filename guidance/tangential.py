@@ -4,6 +4,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.guiders.guider_utils import BaseGuidance  # noqa: F401  loading looks for it here
 
+from .adaptive_projected import dot
 from .base import Guidance, Scale
 
 __all__ = ["TangentialClassifierFreeGuidance", "tangential"]
@@ -25,7 +26,7 @@ def tangential(pred_cond: torch.Tensor, pred_uncond: torch.Tensor) -> torch.Tens
     """
     wide = torch.float32 if pred_cond.device.type == "mps" else torch.float64
     c, u = pred_cond.flatten(1).to(wide), pred_uncond.flatten(1).to(wide)
-    cc, cu, uu = torch.linalg.vecdot(c, c), torch.linalg.vecdot(c, u), torch.linalg.vecdot(u, u)
+    cc, cu, uu = dot(c, c), dot(c, u), dot(u, u)
     # Leading eigenvector at angle t of [[cc, cu], [cu, uu]]: tan 2t = 2 cu / (cc - uu). torch.linalg.eigh would
     # wait for a GPU.
     t = 0.5 * torch.atan2(2 * cu, cc - uu)
