@@ -174,10 +174,6 @@ def test_loads_as_a_custom_pipeline_and_keeps_its_guider(case, tmp_path, modules
         assert type(loaded.guider) is GuidanceRescale
         assert settings(loaded.guider) == settings(pipe.guider)
         assert torch.equal(run(trimmed(name, loaded), name), run(pipe, name))
-    passed = DiffusionPipeline.from_pretrained(tmp_path / "guided", guider=ClassifierFreeGuidance(3.0), **custom)
-    assert type(passed.guider) is ClassifierFreeGuidance  # not the saved one
-    with pytest.raises(TypeError, match="`guider` must be a guider .*, got a str"):
-        DiffusionPipeline.from_pretrained(tmp_path / "stock", guider="apg", **custom)
 
 
 def test_from_pipe_goes_both_ways_and_shares_all(case):
@@ -245,6 +241,16 @@ def test_a_saved_guided_pipeline_is_a_stock_repository_too(sd3, tmp_path):
     again = diffusers.StableDiffusion3Pipeline.from_pretrained(tmp_path)
     again.set_progress_bar_config(disable=True)
     assert torch.equal(run(again, "sd3", guidance_scale=5.0), run(stock, "sd3", guidance_scale=5.0))
+
+
+def test_a_guider_is_passed_on_loading(sd3, tmp_path, modules):
+    sd3[1].save_pretrained(tmp_path)
+    custom = {"custom_pipeline": str(FOLDER / "guided_stable_diffusion_3.py"), "trust_remote_code": True}
+    for cls, options in ((DiffusionPipeline, custom), (guided_class("sd3"), {})):
+        pipe = cls.from_pretrained(tmp_path, guider=ClassifierFreeGuidance(3.0), **options)
+        assert type(pipe.guider) is ClassifierFreeGuidance  # not the saved one
+    with pytest.raises(TypeError, match="`guider` must be a guider .*, got a str"):
+        DiffusionPipeline.from_pretrained(tmp_path, guider="apg", **custom)
 
 
 def test_a_guider_that_is_a_function_of_sigma_cannot_be_saved(sd3, tmp_path):
@@ -315,14 +321,11 @@ def test_a_blank_negative_prompt_where_there_is_none(name, prompt):
 
 
 def test_the_second_stage_of_wan_has_its_own_scale():
-    def switch(**kwargs):
-        stock = guided_pipeline("wan")
-        components = {**stock.components, "transformer_2": guided_pipeline("wan").transformer, "boundary_ratio": 0.5}
-        stock = diffusers.WanPipeline(**components)
-        stock.set_progress_bar_config(disable=True)
-        return stock, guided("wan", stock, **kwargs)
-
-    stock, pipe = switch(guider=ClassifierFreeGuidance(5.0))
+    tiny = guided_pipeline("wan")
+    second = guided_pipeline("wan").transformer
+    stock = diffusers.WanPipeline(**{**tiny.components, "transformer_2": second, "boundary_ratio": 0.8})
+    stock.set_progress_bar_config(disable=True)
+    pipe = guided("wan", stock, guider=ClassifierFreeGuidance(5.0))
     both = {"guidance_scale": 5.0, "guidance_scale_2": 2.0}
     own = run(stock, "wan", **both)
     close = {"rtol": 0.0, "atol": 1e-5 * own.abs().max().item()}
