@@ -122,7 +122,7 @@ def lay(ground: np.ndarray, colour: np.ndarray, opacity: np.ndarray, box: tuple[
     left, top, size = box
     picture = ground.copy()
     window = picture[top : top + size, left : left + size]
-    window[:] = window * (1.0 - opacity) + colour
+    window[:] = (window * (1.0 - opacity) + colour).clip(0.0, 1.0)
     return picture
 
 
