@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from diffusers.hooks._helpers import TransformerBlockRegistry
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -54,7 +55,9 @@ def _weak_rows(rows: Any, length: int) -> int | None:
 
 def skip_block(block: torch.nn.Module, rows: Any) -> Undo:
     """The block returns its input for the weakened rows."""
-    names = _parameters(block)
+    code = type(block).forward.__code__
+    names = code.co_varnames[1 : code.co_argcount]
+    place = _hidden_place(block)
 
     def after(module: torch.nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -64,28 +67,23 @@ def skip_block(block: torch.nn.Module, rows: Any) -> Undo:
             return output
         if isinstance(output, torch.Tensor):
             return torch.cat([output[:start], hidden[start:]])
-        # joint blocks return both streams, in one order or the other; their widths may be equal, lengths are not
-        context = given.get("encoder_hidden_states")
-        return type(output)(_kept(part, hidden, context, start, i) for i, part in enumerate(output))
+        # joint blocks return both streams; the last block of some has no text left to return
+        sources = [hidden if i == place else given.get("encoder_hidden_states") for i in range(len(output))]
+        return type(output)(
+            part if part is None else torch.cat([part[:start], source[start:]])
+            for part, source in zip(output, sources, strict=True)
+        )
 
     return block.register_forward_hook(after, with_kwargs=True).remove
 
 
-def _kept(
-    part: torch.Tensor | None, hidden: torch.Tensor, context: torch.Tensor | None, start: int, place: int
-) -> torch.Tensor | None:
-    if part is None:
-        return None
-    candidates = [t for t in (context, hidden) if t is not None and t.shape == part.shape]
-    if not candidates:
-        raise NotImplementedError("this block's outputs can't be told apart from its inputs: it can't be skipped")
-    source = candidates[min(place, len(candidates) - 1)]
-    return torch.cat([part[:start], source[start:]])
-
-
-def _parameters(block: torch.nn.Module) -> list[str]:
-    code = type(block).forward.__code__
-    return list(code.co_varnames[1 : code.co_argcount])
+def _hidden_place(block: torch.nn.Module) -> int:
+    """Where a block that returns two streams has the picture's: Diffusers' own table, else second as in most."""
+    try:
+        place = TransformerBlockRegistry.get(type(block)).return_hidden_states_index
+    except ValueError:
+        return 1
+    return 1 if place is None else place
 
 
 class _AttentionMode(TorchFunctionMode):

@@ -1,6 +1,7 @@
 """Weakened predictions against independent computations with the same weights."""
 
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -57,6 +58,24 @@ def test_skipped_layers_are_a_shorter_network(monkeypatch):
     shorter = guided_pipeline("sd3")
     del shorter.transformer.transformer_blocks[0]
     assert torch.allclose(weak, cond_of(shorter, "sd3", monkeypatch), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cogview-4", "qwen-image", "wan", "ltx", "hunyuan-dit"])
+def test_skipped_layers_in_other_families(name, monkeypatch):
+    """As many tokens of text as of the picture where that can be: the streams are told apart by their place."""
+    case = GUIDED[name]
+    if name == "cogview-4":
+        longer = {key: torch.cat([value, value], 1) for key, value in case.prompts([0]).items()}
+        monkeypatch.setitem(GUIDED, name, dataclasses.replace(case, prompts=lambda rows: longer))
+    window = {"skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
+    guider = SkipLayerGuidance(5.0, skip_layer_guidance_layers=0, **window)
+    _, weak = weak_prediction(guided_pipeline(name), name, guider, monkeypatch)
+    shorter = guided_pipeline(name)
+    blocks = blocks_of(shorter.transformer)
+    for module in shorter.transformer.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) and module[0] is blocks[0]:
+            del module[0]
+    assert torch.allclose(weak, cond_of(shorter, name, monkeypatch), atol=1e-4)
 
 
 def test_skipping_is_the_pipelines_own_skipping(monkeypatch):
