@@ -13,20 +13,25 @@ from trimtab.assets import asset_path
 from .assemble import assemble_pipeline, save_clip, save_pipeline
 from .train_autoencoder import ReconstructionLoss, build_autoencoder, measure_autoencoder, train_autoencoder
 from .train_clip import ContrastiveLoss, build_clip, measure_clip, train_clip
-from .train_transformer import FlowMatchingLoss, build_transformer, encode_scenes, train_transformer
+from .train_transformer import FlowMatchingLoss, build_transformer, category_weights, encode_scenes, train_transformer
 from .training_loop import TrainingSettings, averaged_weights
 
-STEPS = ("autoencoder", "transformer", "clip", "assemble")
+STEPS = ("autoencoder", "transformer", "finish", "clip", "assemble")
 
 
 @dataclass(frozen=True)
 class Preset:
-    """How each step is trained on one kind of machine."""
+    """How each step is trained on one kind of machine.
+
+    ``finish`` goes on from the transformer's averaged weights, with more scenes of one object, which are drawn largest
+    and so have the most to learn, and of several.
+    """
 
     autoencoder: TrainingSettings
     crop_steps: int
     num_scenes: int
     transformer: TrainingSettings
+    finish: TrainingSettings
     num_layers: int
     num_attention_heads: int
     clip: TrainingSettings
@@ -38,17 +43,19 @@ PRESETS = {
         autoencoder=TrainingSettings(3200, 16, 1.2e-3, decay_start=0.5, ema_decay=0.995),
         crop_steps=2470,
         num_scenes=48_000,
-        transformer=TrainingSettings(4600, 64, 1.5e-3, ema_decay=0.998, compile=True),
+        transformer=TrainingSettings(4200, 64, 1.5e-3, ema_decay=0.998, compile=True),
+        finish=TrainingSettings(1700, 64, 1e-3, warmup_steps=50, decay_start=0.2, ema_decay=0.997, compile=True),
         num_layers=6,
         num_attention_heads=4,
-        clip=TrainingSettings(1500, 128, 1e-3, ema_decay=0.99),
+        clip=TrainingSettings(600, 128, 1e-3, decay_start=0.4, ema_decay=0.99),
         timestep_shift=1.0,
     ),
     "gpu": Preset(
         autoencoder=TrainingSettings(12_000, 64, 1.2e-3, decay_start=0.4, ema_decay=0.998),
         crop_steps=6000,
         num_scenes=200_000,
-        transformer=TrainingSettings(12_000, 512, 1.5e-3, ema_decay=0.999, compile=True),
+        transformer=TrainingSettings(9000, 512, 1.5e-3, ema_decay=0.999, compile=True),
+        finish=TrainingSettings(3000, 512, 1e-3, warmup_steps=50, decay_start=0.2, ema_decay=0.999, compile=True),
         num_layers=6,
         num_attention_heads=4,
         clip=TrainingSettings(3000, 512, 1e-3, ema_decay=0.995),
@@ -96,11 +103,24 @@ def _train_transformer(preset: Preset, folder: Path, max_seconds: float | None) 
     return train_transformer(module, scenes, preset.transformer, folder / "transformer", max_seconds=max_seconds)
 
 
+def _finish_transformer(preset: Preset, folder: Path, max_seconds: float | None) -> bool:
+    scenes = encode_scenes(_trained_autoencoder(folder), preset.num_scenes, folder / "scenes.safetensors")
+    module = _denoiser(preset)
+    averaged_weights(module, folder / "transformer")
+    weights = category_weights(scenes, one=2.5, count=1.5, relation=0.6)
+    return train_transformer(module, scenes, preset.finish, folder / "finish", max_seconds=max_seconds, weights=weights)
+
+
 def _train_clip(preset: Preset, folder: Path, max_seconds: float | None) -> bool:
     return train_clip(build_clip(), preset.clip, folder / "clip", max_seconds=max_seconds)
 
 
-_TRAINERS = {"autoencoder": _train_autoencoder, "transformer": _train_transformer, "clip": _train_clip}
+_TRAINERS = {
+    "autoencoder": _train_autoencoder,
+    "transformer": _train_transformer,
+    "finish": _finish_transformer,
+    "clip": _train_clip,
+}
 
 
 def assemble(preset: Preset, folder: Path, output: Path) -> None:
@@ -108,7 +128,7 @@ def assemble(preset: Preset, folder: Path, output: Path) -> None:
     autoencoder = _trained_autoencoder(folder)
     scenes = encode_scenes(autoencoder, preset.num_scenes, folder / "scenes.safetensors")
     denoiser = _denoiser(preset)
-    averaged_weights(denoiser, folder / "transformer")
+    averaged_weights(denoiser, folder / "finish")
     print(f"autoencoder: {measure_autoencoder(autoencoder):.2f} dB on held-out scenes")
     pipeline = assemble_pipeline(
         autoencoder,

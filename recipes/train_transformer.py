@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from .emoji_scenes.layout import sample_scene
+from .emoji_scenes.vocabulary import NUMBERS, RELATIONS
 from .text import MAX_LENGTH, build_clip_text_encoder, build_t5_encoder, build_tokenizer
 from .training_loop import TrainingSettings, adamw, train
 
@@ -129,6 +130,17 @@ def _write_scenes(autoencoder: AutoencoderKL, count: int, path: Path, seed: int)
     os.replace(f"{path}.tmp", path)
 
 
+def category_weights(scenes: EncodedScenes, *, one: float, count: float, relation: float) -> Tensor:
+    """How often to draw each scene, (N,): by whether its caption has one object, a count or a relation."""
+    vocabulary = build_tokenizer().get_vocab()
+    counts = torch.tensor([vocabulary[word] for word in NUMBERS])
+    relations = torch.tensor([vocabulary[word] for word in RELATIONS])
+    weights = torch.full((len(scenes.token_ids),), one)
+    weights[torch.isin(scenes.token_ids, counts).any(1)] = count
+    weights[torch.isin(scenes.token_ids, relations).any(1)] = relation
+    return weights
+
+
 def t5_ids_of(clip_ids: Tensor, length: int) -> Tensor:
     """T5's ids of the same text: no start token, padded with 0 to ``length``."""
     return nn.functional.pad(clip_ids[:, 1:], (0, length - clip_ids.shape[1] + 1))
@@ -141,8 +153,17 @@ def train_transformer(
     folder: Path,
     *,
     max_seconds: float | None,
+    weights: Tensor | None = None,
 ) -> bool:
     """Trains ``module`` on ``scenes`` with noise levels from a logit-normal distribution.
+
+    Args:
+        module: what is trained.
+        scenes: from :func:`encode_scenes`.
+        settings: see :class:`TrainingSettings`.
+        folder: of the checkpoint.
+        max_seconds: stop after this time with a checkpoint; None runs to the end.
+        weights: how often each scene is drawn, (N,), any scale; None draws all alike.
 
     Returns:
         Whether all steps are done.
@@ -155,7 +176,10 @@ def train_transformer(
         generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + draw)
         long = step > LONG_TEXTS_AFTER * settings.num_steps and step % LONG_TEXTS_EVERY == 0
         size = settings.batch_size // 4 if long else settings.batch_size
-        index = torch.randint(len(scenes.latents), (size,), generator=generator)
+        if weights is None:
+            index = torch.randint(len(scenes.latents), (size,), generator=generator)
+        else:
+            index = torch.multinomial(weights, size, replacement=True, generator=generator)
         latents = scenes.latents[index].float()
         noise = torch.randn(latents.shape, generator=generator)
         sigmas = torch.sigmoid(torch.randn(size, generator=generator))

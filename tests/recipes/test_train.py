@@ -24,6 +24,7 @@ def tiny_preset() -> Preset:
         crop_steps=2,
         num_scenes=40,
         transformer=TrainingSettings(4, 8, 1e-3),
+        finish=TrainingSettings(2, 8, 1e-3),
         num_layers=2,
         num_attention_heads=1,
         clip=TrainingSettings(2, 8, 1e-3),
