@@ -392,9 +392,7 @@ class TinyCase:
 TINY: dict[str, TinyCase] = {
     "sd15": TinyCase(stable_diffusion, (4, 8, 8), (16, 16), {"guidance_scale": 5.0}),
     "sdxl": TinyCase(stable_diffusion_xl, (4, 8, 8), (16, 16), {"guidance_scale": 5.0}),
-    "sd3": TinyCase(
-        stable_diffusion_3, (4, 8, 8), (16, 16), {"guidance_scale": 5.0, "max_sequence_length": 16}
-    ),
+    "sd3": TinyCase(stable_diffusion_3, (4, 8, 8), (16, 16), {"guidance_scale": 5.0, "max_sequence_length": 16}),
     "flux": TinyCase(flux, (16, 16), (16, 16), {"guidance_scale": 3.5, "max_sequence_length": 16}),
     "pixart-sigma": TinyCase(
         pixart_sigma,
