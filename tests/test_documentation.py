@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.assets import asset_path
 from trimtab.pipelines.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
@@ -29,10 +28,6 @@ def test_docstrings(package):
 
 def test_readme_snippets(tmp_path, monkeypatch):
     """In their order and in one namespace, as a reader types them."""
-    try:
-        asset_path("emoji-scenes/model_index.json")
-    except FileNotFoundError:
-        pytest.skip("the bundled model is not there")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__main__"}
     for match in SNIPPET.finditer(README):
