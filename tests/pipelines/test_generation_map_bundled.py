@@ -7,7 +7,6 @@ import torch
 from diffusers import DiffusionPipeline
 
 from tests.pipelines.test_generation_map import seeded
-from tests.tiny_pipelines import tiny_pipeline
 from trimtab.assets import asset_path
 from trimtab.pipelines import GenerationMap
 
@@ -15,13 +14,8 @@ CALL = {"num_inference_steps": 3, "guidance_scale": 4.0, "max_sequence_length": 
 
 
 @pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        return asset_path("emoji-scenes")
-    except FileNotFoundError:  # not trained yet: a random model of the same classes, saved as it will be
-        folder = tmp_path_factory.mktemp("model")
-        tiny_pipeline("sd3", dtype=torch.bfloat16).save_pretrained(folder)
-        return folder
+def repository() -> Path:
+    return asset_path("emoji-scenes")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
