@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def save_pipeline(pipeline: StableDiffusion3Pipeline, folder: Path, dtype: torch
     """Writes ``pipeline`` as safetensors of ``dtype`` to ``folder``, whole or not at all; keeps its other files."""
     temporary = _empty_sibling(folder)
     pipeline.to(dtype=dtype).save_pretrained(temporary, safe_serialization=True)
+    _load_in_float32(temporary)
     _move_into(temporary, folder)
 
 
@@ -58,7 +60,18 @@ def save_clip(clip: CLIPModel, folder: Path, dtype: torch.dtype = torch.bfloat16
     clip.to(dtype=dtype).save_pretrained(temporary)
     build_tokenizer().save_pretrained(temporary)
     build_image_processor().save_pretrained(temporary)
+    _load_in_float32(temporary)
     _move_into(temporary, folder)
+
+
+def _load_in_float32(folder: Path) -> None:
+    """Lets transformers' parts load in float32 unless told otherwise, as Diffusers' parts beside them do."""
+    for path in (*folder.glob("config.json"), *folder.glob("text_encoder*/config.json")):
+        config = json.loads(path.read_text())
+        for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+            if "dtype" in part:
+                part["dtype"] = "float32"
+        path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _empty_sibling(folder: Path) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from diffusers import StableDiffusion3Pipeline
 
 from trimtab.assets import asset_path
 
@@ -14,7 +15,7 @@ from .assemble import assemble_pipeline, save_clip, save_pipeline
 from .train_autoencoder import ReconstructionLoss, build_autoencoder, measure_autoencoder, train_autoencoder
 from .train_clip import ContrastiveLoss, build_clip, measure_clip, train_clip
 from .train_transformer import FlowMatchingLoss, build_transformer, category_weights, encode_scenes, train_transformer
-from .training_loop import TrainingSettings, averaged_weights
+from .training_loop import TrainingSettings, averaged_weights, write_finished
 
 STEPS = ("autoencoder", "transformer", "finish", "clip", "assemble")
 
@@ -74,16 +75,36 @@ def main(arguments: list[str] | None = None) -> None:
         "--output", type=Path, default=asset_path("emoji-sprites").parent, help="where the models are written"
     )
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="which steps to run")
+    parser.add_argument("--start-from", type=Path, help="model folder to go on from at the finishing step")
     parser.add_argument("--max-seconds", type=float, help="stop each step with a checkpoint after this time")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     preset, folder = PRESETS[options.preset], options.folder
+    if options.start_from:
+        start_from(options.start_from, preset, folder)
     for step in options.steps:
         if step == "assemble":
             assemble(preset, folder, options.output)
         elif not _TRAINERS[step](preset, folder, options.max_seconds):
             print(f"{step}: stopped after {options.max_seconds:g} s; run the same command to go on")
             return
+
+
+def start_from(model: Path, preset: Preset, folder: Path) -> None:
+    """Makes the parts of the repository ``model`` the finished checkpoints of the steps before ``finish``.
+
+    Raises:
+        ValueError: ``folder`` has checkpoints of these steps already.
+    """
+    parts = {"autoencoder": ReconstructionLoss(build_autoencoder()), "transformer": _denoiser(preset)}
+    if taken := [name for name in parts if (folder / name).exists()]:
+        raise ValueError(f"--start-from needs a --folder without checkpoints, {folder} has those of {', '.join(taken)}")
+    pipeline = StableDiffusion3Pipeline.from_pretrained(model, dtype=torch.float32)
+    parts["autoencoder"].autoencoder.load_state_dict(pipeline.vae.state_dict())
+    for name in ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3"):
+        getattr(parts["transformer"], name).load_state_dict(getattr(pipeline, name).state_dict())
+    for name, module in parts.items():
+        write_finished(module, getattr(preset, name), folder / name)
 
 
 def _train_autoencoder(preset: Preset, folder: Path, max_seconds: float | None) -> bool:

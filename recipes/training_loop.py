@@ -138,6 +138,14 @@ def averaged_weights(module: nn.Module, folder: Path) -> int:
     return int(json.loads((folder / "checkpoint.json").read_text())["step"])
 
 
+def write_finished(module: nn.Module, settings: TrainingSettings, folder: Path) -> None:
+    """Writes ``module`` to ``folder`` as the checkpoint of a run that is done, its weights as the averaged ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _save(
+        folder, module, (), EMAModel([p for p in module.parameters() if p.requires_grad]), settings.num_steps, settings
+    )
+
+
 def _has_bf16() -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()

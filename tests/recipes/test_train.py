@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from safetensors import safe_open
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPModel
 
 from trimtab.recipes import train as recipe
@@ -44,6 +45,14 @@ def trained(tmp_path_factory):
     return folder
 
 
+def test_a_stock_call_without_a_dtype_is_in_float32(trained):
+    pipe = DiffusionPipeline.from_pretrained(trained / "emoji-scenes")
+    pipe.set_progress_bar_config(disable=True)
+    assert {part.dtype for part in pipe.components.values() if isinstance(part, torch.nn.Module)} == {torch.float32}
+    assert pipe(CAPTION, num_inference_steps=1).images[0].size == (128, 128)
+    assert CLIPModel.from_pretrained(trained / "emoji-clip").dtype == torch.float32
+
+
 def test_what_it_writes_loads_as_a_stock_pipeline(trained):
     pipe = DiffusionPipeline.from_pretrained(trained / "emoji-scenes", dtype=torch.float32)
     assert type(pipe) is StableDiffusion3Pipeline
@@ -56,6 +65,26 @@ def test_what_it_writes_loads_as_a_stock_pipeline(trained):
     clip = CLIPModel.from_pretrained(trained / "emoji-clip")
     tokens = AutoTokenizer.from_pretrained(trained / "emoji-clip")([CAPTION], return_tensors="pt")
     assert clip.get_text_features(**tokens).pooler_output.shape == (1, 128)
+
+
+def test_training_goes_on_from_a_model(trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(recipe.PRESETS, "cpu", tiny_preset())
+    arguments = [
+        "--preset",
+        "cpu",
+        "--folder",
+        str(tmp_path / "training"),
+        "--start-from",
+        str(trained / "emoji-scenes"),
+    ]
+    main([*arguments, "--output", str(tmp_path), "--steps", "finish", "assemble"])
+    before = load_file(trained / "emoji-scenes" / "transformer" / "diffusion_pytorch_model.safetensors")
+    after = load_file(tmp_path / "emoji-scenes" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    name = "pos_embed.proj.weight"
+    torch.testing.assert_close(before[name], after[name], rtol=0, atol=0.02)
+    with pytest.raises(ValueError, match="autoencoder, transformer"):
+        main(arguments)
 
 
 def test_the_text_features_of_training_are_the_pipelines(trained):
