@@ -25,8 +25,9 @@ relation, at 128x128 pixels. It ships with [trimtab](https://github.com/trimtab/
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("assets/emoji-scenes")
-image = pipe("a cat to the left of an owl on a sky background", num_inference_steps=20, guidance_scale={scale:g},
-             max_sequence_length=16).images[0]
+image = pipe(
+    "a cat on a sky background", num_inference_steps=20, guidance_scale={scale:g}, max_sequence_length=16
+).images[0]
 ```
 
 `max_sequence_length=16` is enough for every caption and faster than the stock default of 256, which works as well.
