@@ -1,6 +1,6 @@
 """Guidance rules as Diffusers guiders, and ``attach``, which puts them into any classic pipeline."""
 
-from .adaptive_projected import AdaptiveProjectedGuidance, adaptive_projected_guidance, project
+from .adaptive_projected import RESCALE_RMS, AdaptiveProjectedGuidance, adaptive_projected_guidance, project
 from .attach import Attachment, attach
 from .base import Guidance
 from .cfg_plus_plus import CFGPlusPlusGuidance
@@ -30,6 +30,7 @@ __all__ = [
     "MagnitudeAwareGuidance",
     "NoiseSchedule",
     "PerturbedAttentionGuidance",
+    "RESCALE_RMS",
     "SkipLayerGuidance",
     "SmoothedEnergyGuidance",
     "TangentialClassifierFreeGuidance",

@@ -8,7 +8,7 @@ from diffusers.guiders.guider_utils import BaseGuidance  # noqa: F401  loading l
 
 from .base import Guidance, Scale, check_finite
 
-__all__ = ["PRESETS", "AdaptiveProjectedGuidance", "adaptive_projected_guidance", "project"]
+__all__ = ["PRESETS", "RESCALE_RMS", "AdaptiveProjectedGuidance", "adaptive_projected_guidance", "project"]
 
 PRESETS: dict[str, dict[str, float | None]] = {
     # r and momentum of SDXL and r of EDM2 are the paper's; the other numbers are starting points
@@ -21,6 +21,9 @@ PRESETS: dict[str, dict[str, float | None]] = {
     "edm2-xxl": {"guidance_scale": 2.0, "rescale": 2.5, "momentum": -0.75},
 }
 """Settings by model: w, r and beta; eta is 0 in all."""
+
+RESCALE_RMS = 0.0586
+"""SDXL's r = 15 for latents of any size: its root mean square over 4 x 128 x 128 elements."""
 
 _DEFAULT_RESCALE = float("15")  # an object of its own: tells "left at its default" from "15.0 was given"
 

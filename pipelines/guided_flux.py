@@ -2,7 +2,7 @@
 
 from diffusers import FluxPipeline
 
-from trimtab.guidance import AdaptiveProjectedGuidance
+from trimtab.guidance import RESCALE_RMS, AdaptiveProjectedGuidance
 from trimtab.pipelines.guided import GuidedPipelineMixin
 
 __all__ = ["GuidedFluxPipeline"]
@@ -18,4 +18,4 @@ class GuidedFluxPipeline(GuidedPipelineMixin, FluxPipeline):
 
     @classmethod
     def default_guider(cls) -> AdaptiveProjectedGuidance:
-        return AdaptiveProjectedGuidance(guidance_scale=2.0, adaptive_projected_guidance_rescale_rms=0.0586)
+        return AdaptiveProjectedGuidance(guidance_scale=2.0, adaptive_projected_guidance_rescale_rms=RESCALE_RMS)

@@ -2,7 +2,7 @@
 
 from diffusers import PixArtSigmaPipeline
 
-from trimtab.guidance import AdaptiveProjectedGuidance
+from trimtab.guidance import RESCALE_RMS, AdaptiveProjectedGuidance
 from trimtab.pipelines.guided import GuidedPipelineMixin
 
 __all__ = ["GuidedPixArtSigmaPipeline"]
@@ -17,4 +17,4 @@ class GuidedPixArtSigmaPipeline(GuidedPipelineMixin, PixArtSigmaPipeline):
 
     @classmethod
     def default_guider(cls) -> AdaptiveProjectedGuidance:
-        return AdaptiveProjectedGuidance(guidance_scale=4.5, adaptive_projected_guidance_rescale_rms=0.0586)
+        return AdaptiveProjectedGuidance(guidance_scale=4.5, adaptive_projected_guidance_rescale_rms=RESCALE_RMS)

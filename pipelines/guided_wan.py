@@ -5,7 +5,7 @@ from typing import Any
 from diffusers import WanPipeline
 from diffusers.guiders.guider_utils import BaseGuidance
 
-from trimtab.guidance import AdaptiveProjectedGuidance, Guidance
+from trimtab.guidance import RESCALE_RMS, AdaptiveProjectedGuidance, Guidance
 from trimtab.pipelines.guided import GuidedPipelineMixin, at_scale, inner_guider
 
 __all__ = ["GuidedWanPipeline"]
@@ -21,7 +21,7 @@ class GuidedWanPipeline(GuidedPipelineMixin, WanPipeline):
 
     @classmethod
     def default_guider(cls) -> AdaptiveProjectedGuidance:
-        return AdaptiveProjectedGuidance(guidance_scale=5.0, adaptive_projected_guidance_rescale_rms=0.0586)
+        return AdaptiveProjectedGuidance(guidance_scale=5.0, adaptive_projected_guidance_rescale_rms=RESCALE_RMS)
 
     def _guider_for(self, guider: BaseGuidance, arguments: dict[str, Any], scale: str) -> BaseGuidance:
         guider = super()._guider_for(guider, arguments, scale)

@@ -20,6 +20,7 @@ from tests.tiny_pipelines import NUMPY_IN_SCHEDULERS, tiny_pipeline
 from trimtab.cli import main
 from trimtab.commands import sampling
 from trimtab.commands.pictures import slug
+from trimtab.guidance import RESCALE_RMS, AdaptiveProjectedGuidance, attach
 from trimtab.pipelines.vocabulary import unknown_words
 
 TINY_UNET = {
@@ -126,6 +127,11 @@ def test_each_guidance_name_works_and_leaves_the_pipeline_clean(name, model):
     assert plain.tobytes() == expected.tobytes()
     if name == "apg":
         assert first.tobytes() != plain.tobytes()
+        guider = AdaptiveProjectedGuidance(8.0, adaptive_projected_guidance_rescale_rms=RESCALE_RMS)
+        generator = torch.Generator().manual_seed(0)
+        with attach(pipe, guider):
+            expected = pipe("a cat", guidance_scale=8.0, generator=generator, **options).images[0]
+        assert first.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("guidance", ["cfg", "apg"])

@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "demo.png"
-    save_png(_sheet(list(columns.values()), labels), path, {"prompts": PROMPTS, "seed": args.seed, "model": model})
+    made_by = {"prompts": PROMPTS, "seed": args.seed, "model": args.model or "bundled"}
+    save_png(_sheet(list(columns.values()), labels), path, made_by)
     print(f"\npicture  {path.resolve()}\nmodel    {model}\ncode     {Path(__file__).parents[2]}")
     print(f"took     {time.perf_counter() - start:.0f} s\nnext     trimtab generate --help")
 

@@ -26,12 +26,18 @@ def check_guidance(name: str, guidance_scale: float) -> None:
     if name not in names:
         raise UsageError(f"--guidance takes one of {', '.join(names)}; got {name!r}")
     if name != "cfg":
-        from trimtab.guidance import GUIDERS
-
         try:
-            GUIDERS[name](guidance_scale=guidance_scale)
+            _guider(name, guidance_scale)
         except ValueError as error:
             raise UsageError(f"--guidance {name} refuses --guidance-scale: {first_line(error)}") from None
+
+
+def _guider(name: str, guidance_scale: float) -> Any:
+    from trimtab.guidance import GUIDERS, RESCALE_RMS
+
+    # A threshold on the norm suits latents of one size only; the commands run models of any.
+    options = {"adaptive_projected_guidance_rescale_rms": RESCALE_RMS} if name == "apg" else {}
+    return GUIDERS[name](guidance_scale=guidance_scale, **options)
 
 
 def sample(
@@ -81,9 +87,9 @@ def sample(
             family = family_of(pipe)
             strength, scale = family.guidance_argument, guidance_scale + family.guidance.scale_offset
         else:
-            from trimtab.guidance import GUIDERS, attach
+            from trimtab.guidance import attach
 
-            rule = attach(pipe, GUIDERS[guidance](guidance_scale=guidance_scale))
+            rule = attach(pipe, _guider(guidance, guidance_scale))
             # The guider's scale holds; the pipeline's own has to switch the second prediction on.
             strength = "true_cfg_scale" if "true_cfg_scale" in takes else "guidance_scale"
             scale = max(guidance_scale, 2.0)
