@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["FAMILIES", "Family", "GuidanceTraits", "family_of", "stock_class"]
+__all__ = ["FAMILIES", "Family", "GuidanceTraits", "denoisers_of", "family_of", "size_multiple", "stock_class"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,3 +284,25 @@ def family_of(pipe: Any) -> Family:
         ValueError: `pipe` belongs to no family of the table; the message names the classes that do.
     """
     return _BY_CLASS[stock_class(pipe).__name__]
+
+
+def denoisers_of(pipe: Any) -> list[Any]:
+    """The denoisers that a pipeline of the table has: one, or Wan 2.2's two.
+
+    Raises:
+        ValueError: as for `family_of`.
+    """
+    networks = (getattr(pipe, name, None) for name in family_of(pipe).denoisers)
+    return [network for network in networks if network is not None]
+
+
+def size_multiple(pipe: Any) -> int:
+    """Pixels that height and width of a pipeline's pictures must be a multiple of: a latent's, times a patch's.
+
+    Raises:
+        ValueError: as for `family_of`.
+    """
+    family = family_of(pipe)
+    patches = [denoiser.config.get("patch_size", 1) for denoiser in denoisers_of(pipe)]
+    patches = [size if isinstance(size, int) else size[-1] for size in patches]  # of a video: (frames, h, w)
+    return getattr(pipe, family.scale_factor) * max(family.patch, *patches)

@@ -20,7 +20,7 @@ from .arguments import (
     number_of_prompts,
     prompt_rows,
 )
-from .families import family_of
+from .families import denoisers_of, family_of, size_multiple
 from .gradients import checkpointed, frozen
 from .latents import decode_latents, encode_images
 from .stock_call import draw_latents, for_rows, prepare, run_loop, stock_arguments
@@ -127,7 +127,7 @@ class GenerationMap:
             arguments["num_inference_steps"] = checked_count("num_inference_steps", num_inference_steps)
         for name, size in (("height", height), ("width", width)):
             if size is not None:
-                arguments[name] = checked_size(name, size, self._size_multiple())
+                arguments[name] = checked_size(name, size, size_multiple(pipe))
         self.num_prompts = number_of_prompts(prompt, arguments)
         if prompt is not None:
             arguments["prompt"] = prompt if isinstance(prompt, str) else list(prompt)
@@ -256,7 +256,7 @@ class GenerationMap:
         arguments, encodings = for_rows(self.family, self._arguments, self._preparation.encodings, index, device)
         arguments["generator"] = [self._generator(i) for i in index]
         arguments["latents"] = latents.to(device, self._preparation.latents["dtype"])
-        denoisers = self._denoisers()
+        denoisers = denoisers_of(self.pipe)
         scheduler = self._current_scheduler()
         recompute = differentiable and self.gradient_checkpointing
         with checkpointed(denoisers) if recompute else frozen(denoisers):
@@ -295,13 +295,3 @@ class GenerationMap:
 
     def _current_scheduler(self) -> Any:
         return self.pipe.scheduler if self.scheduler is None else self.scheduler
-
-    def _denoisers(self) -> list[torch.nn.Module]:
-        networks = (getattr(self.pipe, name, None) for name in self.family.denoisers)
-        return [network for network in networks if network is not None]
-
-    def _size_multiple(self) -> int:
-        """Pixels to a side of the smallest square that the pipeline can add to a picture."""
-        patches = [denoiser.config.get("patch_size", 1) for denoiser in self._denoisers()]
-        patches = [size if isinstance(size, int) else size[-1] for size in patches]  # of a video: (frames, h, w)
-        return getattr(self.pipe, self.family.scale_factor) * max(self.family.patch, *patches)

@@ -18,7 +18,7 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
-from tests.tiny_pipelines import TINY, _flow_vae, _vae, tiny_pipeline
+from tests.tiny_pipelines import TINY, _flow_vae, _vae, _xl_unet, tiny_pipeline
 
 PROMPTS = ["a red cat", "two dog on a sky background"]
 LENGTH = 8  # tokens of a made prompt
@@ -108,23 +108,6 @@ def z_image() -> DiffusionPipeline:
 
 
 def kolors() -> DiffusionPipeline:
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 4),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=6 * 8 + 16,
-        transformer_layers_per_block=(1, 1),
-        cross_attention_dim=16,
-        norm_num_groups=2,
-    )
     scheduler = diffusers.EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.014,
@@ -133,7 +116,9 @@ def kolors() -> DiffusionPipeline:
         timestep_spacing="leading",
         steps_offset=1,
     )
-    return diffusers.KolorsPipeline(vae=_vae(), text_encoder=None, tokenizer=None, unet=unet, scheduler=scheduler)
+    return diffusers.KolorsPipeline(
+        vae=_vae(), text_encoder=None, tokenizer=None, unet=_xl_unet(16), scheduler=scheduler
+    )
 
 
 def cogview_4() -> DiffusionPipeline:

@@ -144,8 +144,8 @@ def stable_diffusion() -> DiffusionPipeline:
     )
 
 
-def stable_diffusion_xl() -> DiffusionPipeline:
-    unet = diffusers.UNet2DConditionModel(
+def _xl_unet(cross_attention_dim: int) -> torch.nn.Module:
+    return diffusers.UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
         out_channels=4,
@@ -159,9 +159,12 @@ def stable_diffusion_xl() -> DiffusionPipeline:
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=6 * 8 + 16,
         transformer_layers_per_block=(1, 1),
-        cross_attention_dim=32,
+        cross_attention_dim=cross_attention_dim,
         norm_num_groups=2,
     )
+
+
+def stable_diffusion_xl() -> DiffusionPipeline:
     scheduler = diffusers.EulerDiscreteScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -175,7 +178,7 @@ def stable_diffusion_xl() -> DiffusionPipeline:
         text_encoder_2=_clip(transformers.CLIPTextModelWithProjection),
         tokenizer=word_tokenizer(),
         tokenizer_2=word_tokenizer(),
-        unet=unet,
+        unet=_xl_unet(32),
         scheduler=scheduler,
         add_watermarker=False,
     )

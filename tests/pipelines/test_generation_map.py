@@ -6,6 +6,7 @@ import torch
 
 from tests.tiny_pipelines import NUMPY_IN_SCHEDULERS, TINY, tiny_pipeline
 from trimtab.pipelines import GenerationMap
+from trimtab.pipelines.families import denoisers_of
 from trimtab.pipelines.latents import from_tokens, to_tokens
 
 pytestmark = pytest.mark.filterwarnings(NUMPY_IN_SCHEDULERS)
@@ -87,14 +88,14 @@ class TestEveryFamily:
             if isinstance(component, torch.nn.Module):
                 component.register_forward_hook(lambda module, args, output: calls.append(module))
         f = tiny_map(name, pipe=pipe)
-        assert calls and not {pipe.vae, *f._denoisers()} & set(calls)
+        assert calls and not {pipe.vae, *denoisers_of(f.pipe)} & set(calls)
         calls.clear()
         stock(f, name, "a red cat", "latent")
-        stock_calls = sum(module in f._denoisers() for module in calls)
+        stock_calls = sum(module in denoisers_of(f.pipe) for module in calls)
         calls.clear()
         f.output = "latent"
         f(f.sample_latents(1, seeded(0)))
-        assert set(calls) == set(f._denoisers())
+        assert set(calls) == set(denoisers_of(f.pipe))
         assert len(calls) == stock_calls >= STEPS
 
     def test_encoded_pictures_come_back(self, name: str) -> None:

@@ -11,8 +11,7 @@ from trimtab.commands.model import (
     add_model_arguments,
     check_model,
     load_pipeline,
-    loaded_size_multiple,
-    size_multiple,
+    stated_size_multiple,
 )
 from trimtab.commands.pictures import append_manifest, check_folder, save_png, slug
 
@@ -60,13 +59,14 @@ def run(args: argparse.Namespace) -> None:
     prompts = _prompts(args.prompts, args.prompt_file)
     folder = check_folder(args.output)
     model = check_model(args.model)
-    _check_size(args, size_multiple(model))
+    _check_size(args, stated_size_multiple(model))
 
     from trimtab.commands.sampling import check_guidance, sample
+    from trimtab.pipelines.families import size_multiple
 
     check_guidance(args.guidance, args.guidance_scale)
     pipe = load_pipeline(model, args.dtype, args.device)
-    _check_size(args, loaded_size_multiple(pipe))
+    _check_size(args, size_multiple(pipe))
     _warn_of_unknown_words(pipe, prompts)
 
     from tqdm import tqdm

@@ -14,8 +14,7 @@ __all__ = [
     "add_model_arguments",
     "check_model",
     "load_pipeline",
-    "loaded_size_multiple",
-    "size_multiple",
+    "stated_size_multiple",
 ]
 
 BUNDLED = "emoji-scenes"
@@ -67,7 +66,7 @@ def check_model(model: str | None) -> str:
     return str(folder)
 
 
-def size_multiple(model: str) -> int:
+def stated_size_multiple(model: str) -> int:
     """What height and width of a model's pictures must be a multiple of, read from its configs.
 
     Args:
@@ -81,15 +80,6 @@ def size_multiple(model: str) -> int:
     channels = vae.get("block_out_channels") or vae.get("encoder_block_out_channels") or [1]
     patch = _config(folder / "transformer").get("patch_size", 1)
     return 2 ** (len(channels) - 1) * (patch if isinstance(patch, int) else max(patch))
-
-
-def loaded_size_multiple(pipe: Any) -> int:
-    """What height and width of a loaded text-to-image pipeline's pictures must be a multiple of."""
-    from trimtab.pipelines.families import family_of
-
-    patch = getattr(getattr(pipe, "transformer", None), "config", {}).get("patch_size", 1)
-    patch = patch if isinstance(patch, int) else max(patch)
-    return getattr(pipe, "vae_scale_factor", 1) * max(patch, family_of(pipe).patch)
 
 
 def load_pipeline(model: str, dtype: str, device: str) -> Any:
