@@ -150,9 +150,11 @@ def main() -> None:
     parser.add_argument("--num-captions", type=int, default=400)
     parser.add_argument("--scales", type=float, nargs="+", default=[3.0, 4.0, 5.0, 7.0])
     parser.add_argument("--sheet", type=Path, help="also write a contact sheet of the first captions to this PNG")
+    parser.add_argument("--training", default="", help="for the card: how long the training took and on what")
     parser.add_argument("--write", action="store_true", help="write figures.json and README.md into the model's folder")
     options = parser.parse_args()
     figures = measure(options.model, options.clip, options.num_captions, options.scales)
+    figures["training"] = options.training
     print(json.dumps(figures, indent=2))
     if options.sheet:
         pipe = DiffusionPipeline.from_pretrained(options.model, dtype=torch.float32)

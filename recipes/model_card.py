@@ -25,9 +25,8 @@ relation, at 128x128 pixels. It ships with [trimtab](https://github.com/trimtab/
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("assets/emoji-scenes")
-image = pipe(
-    "a cat on a sky background", num_inference_steps=20, guidance_scale={scale:g}, max_sequence_length=16
-).images[0]
+prompt = "a cat to the left of an owl on a sky background"
+image = pipe(prompt, num_inference_steps=20, guidance_scale={scale:g}, max_sequence_length=16).images[0]
 ```
 
 `max_sequence_length=16` is enough for every caption and faster than the stock default of 256, which works as well.
@@ -56,8 +55,9 @@ By guidance scale, on a quarter of the captions:
 
 ## How it was made
 
-`make train` (`python -m trimtab.recipes.train`, preset `{preset}`, seed 0) renders captioned scenes on the fly, trains
-the autoencoder, encodes scenes ahead, then trains the transformer together with its text encoders.{training}
+`make train` (`python -m trimtab.recipes.train`, seed 0) renders captioned scenes on the fly, trains
+the autoencoder, encodes scenes ahead, then trains the transformer together with its text encoders.
+{training}
 
 ## Limits
 
@@ -82,14 +82,12 @@ _BARS = (
 )
 
 
-def write_model_card(folder: Path, figures: dict[str, Any], *, preset: str = "cpu", training: str = "") -> None:
+def write_model_card(folder: Path, figures: dict[str, Any]) -> None:
     """Writes ``README.md`` into ``folder``.
 
     Args:
         folder: the model's.
-        figures: as ``benchmarks/bundled_model.py`` measures them.
-        preset: the recipe's.
-        training: sentences on how long it took and on what.
+        figures: as ``benchmarks/bundled_model.py`` measures them; ``"training"`` tells how long it took and on what.
     """
     known = {**figures["best"], **figures}
     rows = "\n".join(
@@ -111,8 +109,7 @@ def write_model_card(folder: Path, figures: dict[str, Any], *, preset: str = "cp
         columns=" | ".join(columns),
         rules="|".join("---" for _ in columns),
         scales=scales,
-        preset=preset,
-        training=f" {training}" if training else "",
+        training=figures["training"],
     )
     (folder / "README.md").write_text(card)
 

@@ -14,7 +14,14 @@ from trimtab.assets import asset_path
 from .assemble import assemble_pipeline, save_clip, save_pipeline
 from .train_autoencoder import ReconstructionLoss, build_autoencoder, measure_autoencoder, train_autoencoder
 from .train_clip import ContrastiveLoss, build_clip, measure_clip, train_clip
-from .train_transformer import FlowMatchingLoss, build_transformer, category_weights, encode_scenes, train_transformer
+from .train_transformer import (
+    EncodedScenes,
+    FlowMatchingLoss,
+    build_transformer,
+    category_weights,
+    encode_scenes,
+    train_transformer,
+)
 from .training_loop import TrainingSettings, averaged_weights, write_finished
 
 STEPS = ("autoencoder", "transformer", "finish", "clip", "assemble")
@@ -118,14 +125,13 @@ def _train_autoencoder(preset: Preset, folder: Path, max_seconds: float | None) 
 
 
 def _train_transformer(preset: Preset, folder: Path, max_seconds: float | None) -> bool:
-    autoencoder = _trained_autoencoder(folder).to("cuda" if torch.cuda.is_available() else "cpu")
-    scenes = encode_scenes(autoencoder, preset.num_scenes, folder / "scenes.safetensors")
+    scenes = _scenes(preset, folder)
     module = _denoiser(preset)
     return train_transformer(module, scenes, preset.transformer, folder / "transformer", max_seconds=max_seconds)
 
 
 def _finish_transformer(preset: Preset, folder: Path, max_seconds: float | None) -> bool:
-    scenes = encode_scenes(_trained_autoencoder(folder), preset.num_scenes, folder / "scenes.safetensors")
+    scenes = _scenes(preset, folder)
     module = _denoiser(preset)
     averaged_weights(module, folder / "transformer")
     weights = category_weights(scenes, one=2.5, count=1.5, relation=0.6)
@@ -147,7 +153,7 @@ _TRAINERS = {
 def assemble(preset: Preset, folder: Path, output: Path) -> None:
     """Writes the averaged weights of every step's checkpoint to ``output`` and prints what they measure."""
     autoencoder = _trained_autoencoder(folder)
-    scenes = encode_scenes(autoencoder, preset.num_scenes, folder / "scenes.safetensors")
+    scenes = _scenes(preset, folder)
     denoiser = _denoiser(preset)
     averaged_weights(denoiser, folder / "finish")
     print(f"autoencoder: {measure_autoencoder(autoencoder):.2f} dB on held-out scenes")
@@ -164,6 +170,11 @@ def assemble(preset: Preset, folder: Path, output: Path) -> None:
         averaged_weights(module, folder / "clip")
         print(f"emoji-clip: {measure_clip(module.clip.eval()):.1%} of captions made wrong in one attribute told apart")
         save_clip(module.clip, output / "emoji-clip")
+
+
+def _scenes(preset: Preset, folder: Path) -> EncodedScenes:
+    autoencoder = _trained_autoencoder(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    return encode_scenes(autoencoder, preset.num_scenes, folder / "scenes.safetensors")
 
 
 def _trained_autoencoder(folder: Path) -> torch.nn.Module:

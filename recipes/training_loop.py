@@ -82,9 +82,7 @@ def train(
     mixed_precision = "bf16" if _has_bf16() else "no"
     accelerator = Accelerator(mixed_precision=mixed_precision, cpu=not torch.cuda.is_available())
     optimizers = list(optimizers or [adamw(module.named_parameters(), settings)])
-    ema = EMAModel(
-        [p for p in module.parameters() if p.requires_grad], decay=settings.ema_decay, use_ema_warmup=True, power=0.75
-    )
+    ema = EMAModel(_trained(module).values(), decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
     ema.to(accelerator.device)
     step = _load(folder, module.to(accelerator.device), optimizers, ema)
     prepared, *optimizers = accelerator.prepare(module, *optimizers)
@@ -103,7 +101,7 @@ def train(
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        ema.step(p for p in module.parameters() if p.requires_grad)
+        ema.step(_trained(module).values())
         step += 1
         progress.update()
         if step % 50 == 0:
@@ -117,7 +115,7 @@ def train(
         if out_of_time:
             break
     progress.close()
-    ema.copy_to(p for p in module.parameters() if p.requires_grad)
+    ema.copy_to(_trained(module).values())
     module.eval()
     return step >= settings.num_steps
 
@@ -129,21 +127,24 @@ def averaged_weights(module: nn.Module, folder: Path) -> int:
         FileNotFoundError: there is no checkpoint.
     """
     tensors = load_file(folder / "checkpoint.safetensors")
-    trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-    module.load_state_dict(
-        {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    )
-    for name in trained:
-        module.get_parameter(name).data.copy_(tensors[f"ema.{name}"])
+    module.load_state_dict(_weights(tensors))
+    for name, parameter in _trained(module).items():
+        parameter.data.copy_(tensors[f"ema.{name}"])
     return int(json.loads((folder / "checkpoint.json").read_text())["step"])
 
 
 def write_finished(module: nn.Module, settings: TrainingSettings, folder: Path) -> None:
     """Writes ``module`` to ``folder`` as the checkpoint of a run that is done, its weights as the averaged ones."""
     folder.mkdir(parents=True, exist_ok=True)
-    _save(
-        folder, module, (), EMAModel([p for p in module.parameters() if p.requires_grad]), settings.num_steps, settings
-    )
+    _save(folder, module, (), EMAModel(_trained(module).values()), settings.num_steps, settings)
+
+
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def _weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
 
 
 def _has_bf16() -> bool:
@@ -181,8 +182,7 @@ def _save(
     settings: TrainingSettings,
 ) -> None:
     tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
-    trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-    tensors |= {f"ema.{name}": value for name, value in zip(trained, ema.shadow_params, strict=True)}
+    tensors |= {f"ema.{name}": value for name, value in zip(_trained(module), ema.shadow_params, strict=True)}
     for number, optimizer in enumerate(optimizers):
         for index, state in optimizer.state_dict()["state"].items():
             prefix = f"optimizer.{number}.{index}"
@@ -198,11 +198,10 @@ def _load(folder: Path, module: nn.Module, optimizers: Sequence[torch.optim.Opti
     if not path.exists():
         return 0
     tensors = load_file(path)
-    module.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
-    trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    module.load_state_dict(_weights(tensors))
     step = int(json.loads((folder / "checkpoint.json").read_text())["step"])
     ema.shadow_params = [
-        tensors[f"ema.{name}"].to(p.device) for name, p in zip(trained, ema.shadow_params, strict=True)
+        tensors[f"ema.{name}"].to(p.device) for name, p in zip(_trained(module), ema.shadow_params, strict=True)
     ]
     ema.optimization_step = step
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
