@@ -52,7 +52,7 @@ PRESETS = {
         crop_steps=2470,
         num_scenes=48_000,
         transformer=TrainingSettings(4200, 64, 1.5e-3, ema_decay=0.998, compile=True),
-        finish=TrainingSettings(1350, 64, 1e-3, warmup_steps=50, decay_start=0.2, ema_decay=0.997, compile=True),
+        finish=TrainingSettings(5000, 64, 1e-3, warmup_steps=50, decay_start=0.2, ema_decay=0.998, compile=True),
         num_layers=6,
         num_attention_heads=4,
         clip=TrainingSettings(600, 128, 1e-3, decay_start=0.4, ema_decay=0.99),
@@ -134,7 +134,7 @@ def _finish_transformer(preset: Preset, folder: Path, max_seconds: float | None)
     scenes = _scenes(preset, folder)
     module = _denoiser(preset)
     averaged_weights(module, folder / "transformer")
-    weights = category_weights(scenes, one=2.5, count=1.5, relation=0.6)
+    weights = category_weights(scenes, one=2.0, count=1.3, relation=1.0)
     return train_transformer(module, scenes, preset.finish, folder / "finish", max_seconds=max_seconds, weights=weights)
 
 

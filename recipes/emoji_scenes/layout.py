@@ -1,8 +1,8 @@
 """Random scenes: which objects, how large and where.
 
-Places are drawn on a grid of 8 units (``grid``), the stride of the bundled autoencoder on the usual canvas of
-128 pixels: an object then has the same latents wherever it lies, and a small model learns it from fewer pictures.
-``grid=1`` gives every place.
+Places are drawn on a grid of 16 units (``grid``) of a canvas of 128: the side of the patches in which the bundled
+transformer reads a picture of 128 pixels (8 pixels a latent, 2 latents a patch). An object then has the same patches
+wherever it lies, and a small model learns it from fewer pictures. ``grid=1`` gives every place.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def sample_scene(
     *,
     category: str | None = None,
     held_out: bool | None = None,
-    grid: int = 8,
+    grid: int = 16,
 ) -> Scene:
     """A random scene that shows ``facts``, or random facts where none are given (see :func:`sample_facts`).
 
@@ -90,7 +90,7 @@ def _slots(rng: np.random.Generator, facts: SceneFacts) -> tuple[list[Slot], Seq
         band = [_column(side) if facts.relation in ("left", "right") else _row(side) for side in first]
         return band, (48, 56)
     if facts.count == 1:
-        return [(12, 12, CANVAS - 12, CANVAS - 12)], (64, 72)
+        return [(12, 12, CANVAS - 12, CANVAS - 12)], (56, 64)
     if facts.count == 2:
         band = _column if rng.random() < 0.5 else _row
         return [band(0), band(1)], (48, 56)

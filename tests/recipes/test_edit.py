@@ -58,7 +58,7 @@ def test_mirror_states_the_opposite_relation_and_undoes_itself() -> None:
         assert edit(after, mirror=True) == scene
 
 
-@pytest.mark.parametrize("grid", [1, 8])
+@pytest.mark.parametrize("grid", [1, 8, 16])
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_count_keeps_boxes_and_never_overlaps(count: int, grid: int) -> None:
     rng = np.random.default_rng(count)

@@ -84,7 +84,7 @@ def test_held_out_facts_are_a_tenth_and_never_train() -> None:
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-@pytest.mark.parametrize("grid", [1, 8])
+@pytest.mark.parametrize("grid", [1, 8, 16])
 def test_layouts(category: str, grid: int) -> None:
     rng = np.random.default_rng(1)
     for _ in range(250):
