@@ -24,6 +24,7 @@ from .families import denoisers_of, family_of, size_multiple
 from .gradients import checkpointed, frozen
 from .latents import decode_latents, encode_images
 from .stock_call import draw_latents, for_rows, prepare, run_loop, stock_arguments
+from .vocabulary import warn_of_unknown_words
 
 __all__ = ["GenerationMap"]
 
@@ -137,6 +138,7 @@ class GenerationMap:
             arguments["negative_prompt"] = checked_negative(negative_prompt, prompt, self.num_prompts)
         elif "negative_prompt_embeds" in arguments and "negative_prompt" in known:
             arguments["negative_prompt"] = None  # some pipelines' default is "", which would be a second one
+        warn_of_unknown_words(pipe, arguments)
         self._arguments = arguments
         self._noise = noise_states(generator, self.num_prompts)
         self._upcast: Any = None

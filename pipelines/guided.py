@@ -16,6 +16,7 @@ from diffusers.guiders.guider_utils import BaseGuidance
 from trimtab.guidance import AdaptiveProjectedGuidance, attach
 
 from .families import FAMILIES
+from .vocabulary import warn_of_unknown_words
 
 __all__ = ["GuidedPipelineMixin", "at_scale", "inner_guider"]
 
@@ -174,6 +175,7 @@ def _guided(stock: type) -> Callable[..., Any]:
         guider = self.guider if guider is None else guider
         guider = self.default_guider() if guider is None else guider
         _check_guider(guider)
+        warn_of_unknown_words(self, arguments, stacklevel=3)  # one more frame: torch.no_grad()
         value = arguments.get(scale)
         if value is not None and not _finite(value):
             raise ValueError(f"`{scale}` must be a finite number or None, got {value!r}")

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has printed its line, or the help or the version
         return int(stop.code or 0)
     try:
-        args.run(args)
+        with warnings.catch_warnings():  # a command may set filters
+            args.run(args)
     except UsageError as error:
         print(f"trimtab: error: {error}", file=sys.stderr)
         return 2

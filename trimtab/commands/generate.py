@@ -14,6 +14,7 @@ from trimtab.commands.model import (
     stated_size_multiple,
 )
 from trimtab.commands.pictures import append_manifest, check_folder, save_png, slug
+from trimtab.commands.words import report_unknown_words
 
 __all__ = ["add_parser", "run"]
 
@@ -38,7 +39,12 @@ def add_parser(subparsers: Any) -> None:
         metavar="NAME",
         help="cfg (the pipeline's own), apg, or another that `trimtab info` lists (default: apg)",
     )
-    add("--guidance-scale", type=_scale, default=10.0, metavar="W", help="0 or more (default: 10)")
+    add(
+        "--guidance-scale",
+        type=_scale,
+        metavar="W",
+        help="0 or more (default: the rule's own, such as 10 for apg, 7.5 for cfg, 0.6 for cfg++)",
+    )
     add("--num-images", type=_positive, default=1, metavar="N", help="pictures a prompt (default: 1)")
     add("--seed", type=_seed, default=0, metavar="SEED", help="of a prompt's first picture (default: 0)")
     add("--steps", type=_positive, default=20, metavar="N", help="steps of the scheduler (default: 20)")
@@ -64,10 +70,10 @@ def run(args: argparse.Namespace) -> None:
     from trimtab.commands.sampling import check_guidance, sample
     from trimtab.pipelines.families import size_multiple
 
-    check_guidance(args.guidance, args.guidance_scale)
+    args.guidance_scale = check_guidance(args.guidance, args.guidance_scale)
     pipe = load_pipeline(model, args.dtype, args.device)
     _check_size(args, size_multiple(pipe))
-    _warn_of_unknown_words(pipe, prompts)
+    report_unknown_words(pipe, [*prompts, args.negative_prompt or ""])
 
     from tqdm import tqdm
 
@@ -137,13 +143,6 @@ def _check_size(args: argparse.Namespace, multiple: int) -> None:
         if pixels and pixels % multiple:
             near = max(multiple, round(pixels / multiple) * multiple)
             raise UsageError(f"--{name} takes a multiple of {multiple} for this model ({near}, say); got {pixels}")
-
-
-def _warn_of_unknown_words(pipe: Any, prompts: list[str]) -> None:
-    from trimtab.pipelines.vocabulary import unknown_words
-
-    if words := unknown_words(pipe, prompts):
-        print(f"trimtab: warning: the model does not know {', '.join(words)}", file=sys.stderr)
 
 
 def _scale(text: str) -> float:

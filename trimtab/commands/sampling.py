@@ -20,16 +20,34 @@ def guidance_names() -> list[str]:
     return ["cfg", *sorted(set(GUIDERS) - {"cfg"})]
 
 
-def check_guidance(name: str, guidance_scale: float) -> None:
-    """Raises UsageError unless a guidance rule has this name and takes this scale."""
+_SCALES = {"apg": 10.0, "autoguidance": 2.0, "cfg++": 0.6, "fdg": 10.0, "mambo-g": 10.0}
+"""Scales where none is given, of the rules whose scale means something else than plain guidance's."""
+
+
+def check_guidance(name: str, guidance_scale: float | None = None) -> float:
+    """Makes sure that there is a guidance rule of this name and that it takes this scale.
+
+    Args:
+        name: one of :func:`guidance_names`.
+        guidance_scale: None is the rule's own default.
+
+    Returns:
+        The scale.
+
+    Raises:
+        UsageError: if not.
+    """
     names = guidance_names()
     if name not in names:
         raise UsageError(f"--guidance takes one of {', '.join(names)}; got {name!r}")
+    if guidance_scale is None:
+        return _SCALES.get(name, 7.5)
     if name != "cfg":
         try:
             _guider(name, guidance_scale)
         except ValueError as error:
             raise UsageError(f"--guidance {name} refuses --guidance-scale: {first_line(error)}") from None
+    return guidance_scale
 
 
 def _guider(name: str, guidance_scale: float) -> Any:
