@@ -17,15 +17,30 @@ _GUIDED = {
     "GuidedWanPipeline": "guided_wan",
 }
 
-__all__ = ["FAMILIES", "Family", "GenerationMap", "family_of", *_GUIDED]
+_FLOWOPT = {
+    "FlowOptAuraFlowPipeline": "flowopt_aura_flow",
+    "FlowOptFlux2KleinPipeline": "flowopt_flux_2_klein",
+    "FlowOptFlux2Pipeline": "flowopt_flux_2",
+    "FlowOptFluxPipeline": "flowopt_flux",
+    "FlowOptLumina2Pipeline": "flowopt_lumina_2",
+    "FlowOptQwenImagePipeline": "flowopt_qwen_image",
+    "FlowOptSanaPipeline": "flowopt_sana",
+    "FlowOptStableDiffusion3Pipeline": "flowopt_stable_diffusion_3",
+    "FlowOptStableDiffusionPipeline": "flowopt_stable_diffusion",
+    "FlowOptStableDiffusionXLPipeline": "flowopt_stable_diffusion_xl",
+    "FlowOptZImagePipeline": "flowopt_z_image",
+}
+_LAZY = _GUIDED | _FLOWOPT | {"FlowOptPipeline": "flowopt"}
+
+__all__ = ["FAMILIES", "Family", "GenerationMap", "family_of", *_LAZY]
 
 
 def __getattr__(name: str) -> object:
-    """Imports a guided pipeline's file on first use (PEP 562)."""
-    if name not in _GUIDED:
+    """Imports a pipeline's file on first use (PEP 562)."""
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_GUIDED[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_GUIDED})
+    return sorted({*globals(), *_LAZY})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -74,6 +75,8 @@ class GenerationMap:
         num_prompts: how many prompts it holds: 1 for any batch, or the batch's size.
         output: what a call returns.
         gradient_checkpointing: whether calls with a gradient compute the steps twice.
+        offload_after_call: whether models that offloading brought to the device leave it after each call. Where
+            many calls follow one another, set it to False and call `pipe.maybe_free_model_hooks()` at the end.
 
     Raises:
         ValueError: for a value out of range; the message names the argument.
@@ -105,6 +108,7 @@ class GenerationMap:
         self.pipe = pipe
         self.scheduler = scheduler
         self.gradient_checkpointing = gradient_checkpointing
+        self.offload_after_call = True
         if output not in ("image", "latent"):
             raise ValueError(f"`output` is {output!r}; takes 'image' or 'latent'")
         self.output = output
@@ -188,8 +192,38 @@ class GenerationMap:
                     result = self._decode(result)
                 return result.to(latents.device, latents.dtype)
         finally:
-            if not differentiable:
+            if not differentiable and self.offload_after_call:
                 self.pipe.maybe_free_model_hooks()
+
+    def replaced(self, *, scheduler: Any = None, height: int | None = None, width: int | None = None) -> GenerationMap:
+        """The same map under another scheduler or at another size; the prompt isn't encoded again.
+
+        Args:
+            scheduler: runs in place of the present one. None keeps it.
+            height: of the pictures in pixels, together with `width`. None keeps it.
+            width: of the pictures in pixels.
+
+        Returns:
+            A new map that shares the pipeline and the encodings.
+
+        Raises:
+            ValueError: a size that the model doesn't take, or one of the two sizes alone.
+        """
+        other = copy.copy(self)
+        if scheduler is not None:
+            other.scheduler = scheduler
+        if height is None and width is None:
+            return other
+        if height is None or width is None:
+            raise ValueError(f"`height` is {height} and `width` is {width}; takes both or none")
+        multiple = size_multiple(self.pipe)
+        size = {"height": checked_size("height", height, multiple), "width": checked_size("width", width, multiple)}
+        other._arguments = self._arguments | size
+        other._preparation = dataclasses.replace(self._preparation, latents=self._preparation.latents | size)
+        other.height, other.width = size["height"], size["width"]
+        other.image_shape = (*self.image_shape[:-2], other.height, other.width)
+        other.latent_shape = tuple(other.sample_latents(1, torch.Generator()).shape[1:])
+        return other
 
     def sample_latents(self, batch: int, generator: torch.Generator | Sequence[torch.Generator]) -> torch.Tensor:
         """Draws the noise that the stock pipeline would start from.

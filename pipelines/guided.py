@@ -16,11 +16,11 @@ from diffusers.guiders.guider_utils import BaseGuidance
 from trimtab.guidance import AdaptiveProjectedGuidance, attach
 
 from .families import FAMILIES
+from .sharing import SharedComponentsMixin
 from .vocabulary import warn_of_unknown_words
 
 __all__ = ["GuidedPipelineMixin", "at_scale", "inner_guider"]
 
-_AS_THEY_ARE = object()  # for a dtype: leave every component's
 _NOTE = """{stock}'s own call, guided by a rule instead of its classifier-free guidance.
 
 The arguments are those of the stock call, described below, and ``guider``. Options that shape the stock
@@ -39,7 +39,7 @@ Raises:
 {doc}"""
 
 
-class GuidedPipelineMixin:
+class GuidedPipelineMixin(SharedComponentsMixin):
     """Makes a stock pipeline's call take ``guider=``, and the guider one of the pipeline's components.
 
     A class of pipelines is made by naming the mixin and the stock class, in this order, and the rule to begin with:
@@ -92,13 +92,7 @@ class GuidedPipelineMixin:
             ValueError: if the pipeline lacks a component.
         """
         kwargs.setdefault("guider", getattr(pipeline, "guider", None))
-        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
-            kwargs["dtype"] = _AS_THEY_ARE
         return super().from_pipe(pipeline, **kwargs)
-
-    def to(self, *args: Any, **kwargs: Any) -> Any:
-        """As in Diffusers."""
-        return self if kwargs.get("dtype") is _AS_THEY_ARE else super().to(*args, **kwargs)
 
     def _guider_for(self, guider: BaseGuidance, arguments: dict[str, Any], scale: str) -> BaseGuidance:
         """The guider that a call uses, after the call's own scale."""
