@@ -80,7 +80,7 @@ class FlowMatchSolver(FlowMatchEulerDiscreteScheduler):
         self.sigmas = torch.cat([between[0], nodes[0, -1:]])
         self.timesteps = between[1]
         self._step_index = self._begin_index = None
-        self._origin = self._velocity = None
+        self._origin: torch.Tensor | None = None  # where a step that takes several calls began
 
     def call_places(self, steps: int) -> list[float]:
         """Where the network is called: 0.0 is the first node of the run, 0.5 half way to the second, and so on.
