@@ -1,0 +1,1 @@
+"""The README's claims, one file each: run by ``python benchmarks/NAME.py``, some also by ``trimtab bench``."""
