@@ -10,17 +10,15 @@ import torch
 from diffusers import DiffusionPipeline
 
 from trimtab.optim.solvers import StepSizeReport, estimate_step_size
-from trimtab.optim.solvers.fixed_point import check_solver_options
 
 from .families import stock_class
-from .flowopt_output import FlowOptPipelineOutput, FlowOptState, as_output_type
-from .flowopt_run import ACCELERATIONS, Chooser, Iterations
-from .flowopt_task import EditTask, prepare_edit
+from .flowopt_output import FlowOptPipelineOutput, FlowOptState
+from .flowopt_run import begin
+from .flowopt_task import prepare_edit
 from .sharing import SharedComponentsMixin
 
 __all__ = ["FlowOptPipeline", "FlowOptPipelineMixin"]
 
-_OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _OF_THE_CALL = ("keep_history", "callback_on_iteration_end", "output_type", "return_dict")
 Callback = Callable[[Any, int, FlowOptState], bool | None]
 
@@ -62,6 +60,8 @@ class FlowOptPipelineMixin(SharedComponentsMixin):
         source_guidance_scale: float = 1.0,
         negative_prompt: str | Sequence[str] | None = None,
         acceleration: Literal["none", "anderson", "inverse"] = "anderson",
+        mask_image: Any = None,
+        blend: Literal["feather", "none"] | None = None,
         selection: Literal["last"] | Callable[[torch.Tensor, list[Any]], torch.Tensor] = "last",
         height: int | None = None,
         width: int | None = None,
@@ -91,6 +91,10 @@ class FlowOptPipelineMixin(SharedComponentsMixin):
             negative_prompt: what to guide away from, under the target prompt.
             acceleration: "none" is the paper's update; "anderson" extrapolates it at the same cost; "inverse" inverts
                 again each time, at two passes an iteration, and is by far the fastest towards the source.
+            mask_image: white where the picture may change, as `image` or one for all pictures; the rest is kept,
+                pixel by pixel. None lets all of it change.
+            blend: how the edit is set into the picture under a mask: "feather" fades it in from the mask's edge
+                inwards, "none" leaves the decoded picture, whose rest is as good as the autoencoder; None is "feather".
             selection: which iterate is the result: "last", or a function of (images (B, 3, H, W), prompts) to scores
                 (B,), the highest wins; a reward of `trimtab.rewards` is one. Never the least residual by itself:
                 that is the source.
@@ -114,9 +118,8 @@ class FlowOptPipelineMixin(SharedComponentsMixin):
                 another number than pictures; before any model runs.
             TypeError: an argument of the wrong type, or one that the stock call doesn't have.
         """
-        if output_type not in _OUTPUT_TYPES:
-            raise ValueError(f"`output_type` is {output_type!r}; takes one of {', '.join(_OUTPUT_TYPES)}")
-        task, iterations, chooser = self._begin(
+        run = begin(
+            self,
             image=image,
             prompt=prompt,
             source_prompt=source_prompt,
@@ -128,18 +131,23 @@ class FlowOptPipelineMixin(SharedComponentsMixin):
             source_guidance_scale=source_guidance_scale,
             negative_prompt=negative_prompt,
             acceleration=acceleration,
+            mask_image=mask_image,
+            blend=blend,
             selection=selection,
             height=height,
             width=width,
             generator=generator,
             solver_kwargs=solver_kwargs,
             source_kwargs=source_kwargs,
+            output_type=output_type,
             **pipeline_kwargs,
         )
-        return self._finish(
-            task, iterations, chooser, num_optimization_steps, keep_history, callback_on_iteration_end, output_type,
-            return_dict, noise=False,
-        )  # fmt: skip
+        return run.finish(
+            keep_history=keep_history,
+            callback=callback_on_iteration_end,
+            output_type=output_type,
+            return_dict=return_dict,
+        )
 
     @torch.no_grad()
     def invert(
@@ -194,9 +202,8 @@ class FlowOptPipelineMixin(SharedComponentsMixin):
             ValueError: as for the call.
             TypeError: as for the call.
         """
-        if output_type not in _OUTPUT_TYPES:
-            raise ValueError(f"`output_type` is {output_type!r}; takes one of {', '.join(_OUTPUT_TYPES)}")
-        task, iterations, chooser = self._begin(
+        run = begin(
+            self,
             image=image,
             prompt=prompt,
             source_prompt=None,
@@ -207,17 +214,21 @@ class FlowOptPipelineMixin(SharedComponentsMixin):
             guidance_scale=guidance_scale,
             negative_prompt=negative_prompt,
             acceleration=acceleration,
-            selection="residual",
+            selection=None,
+            inversion=True,
             height=height,
             width=width,
             generator=generator,
             solver_kwargs=solver_kwargs,
+            output_type=output_type,
             **pipeline_kwargs,
         )
-        return self._finish(
-            task, iterations, chooser, num_optimization_steps, keep_history, callback_on_iteration_end, output_type,
-            return_dict, noise=True,
-        )  # fmt: skip
+        return run.finish(
+            keep_history=keep_history,
+            callback=callback_on_iteration_end,
+            output_type=output_type,
+            return_dict=return_dict,
+        )
 
     def stream(self, image: Any, prompt: str | Sequence[str] | None = None, **options: Any) -> Iterator[FlowOptState]:
         """Edits pictures and gives each iterate as soon as it is there: stop whenever you like it.
@@ -239,8 +250,7 @@ class FlowOptPipelineMixin(SharedComponentsMixin):
             if name in options:
                 raise TypeError(f"`{name}` is an argument of the call, not of `stream`")
         with torch.no_grad():
-            _, iterations, chooser = self._begin(image=image, prompt=prompt, **{**_edit_defaults(), **options})
-        return _scored(iterations, chooser)
+            return iter(begin(self, image=image, prompt=prompt, **{**_edit_defaults(), **options}))
 
     @torch.no_grad()
     def estimate_step_size(
@@ -312,88 +322,6 @@ class FlowOptPipelineMixin(SharedComponentsMixin):
         """The stock pipeline's own text-to-image call."""
         return stock_class(self).__call__(self, *args, **kwargs)
 
-    # ---- one run -------------------------------------------------------------------------------------------
-
-    def _begin(
-        self,
-        *,
-        num_optimization_steps: int,
-        step_size: float | torch.Tensor | None,
-        acceleration: str,
-        selection: Any,
-        generator: torch.Generator | None,
-        solver_kwargs: dict[str, Any] | None,
-        **task_options: Any,
-    ) -> tuple[EditTask, Iterations, Chooser]:
-        solver_kwargs = _checked_solver_kwargs(num_optimization_steps, acceleration, solver_kwargs)
-        if step_size is not None and not bool((torch.as_tensor(step_size) > 0).all()):
-            raise ValueError(f"`step_size` is {step_size}; takes None or a number > 0")
-        if not (callable(selection) or selection in ("last", "residual")):
-            raise ValueError(f"`selection` is {selection!r}; takes 'last' or a function of images and prompts")
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise TypeError(f"`generator` is a {type(generator).__name__}; takes a torch.Generator or None")
-        task = prepare_edit(self, **task_options)
-
-        def decode(latents: torch.Tensor) -> torch.Tensor:
-            with torch.no_grad():
-                images = task.sample.decode(latents.to(self._execution_device)).float().cpu()
-            return images
-
-        iterations = Iterations(
-            task,
-            num_optimization_steps=num_optimization_steps,
-            acceleration=acceleration,
-            step_size=step_size,
-            solver_kwargs=solver_kwargs,
-            decode=decode,
-            generator=generator,
-        )
-        return task, iterations, Chooser(selection, task.prompts, task.pictures)
-
-    def _finish(
-        self,
-        task: EditTask,
-        iterations: Iterations,
-        chooser: Chooser,
-        num_optimization_steps: int,
-        keep_history: bool,
-        callback: Callback | None,
-        output_type: str,
-        return_dict: bool,
-        *,
-        noise: bool,
-    ) -> FlowOptPipelineOutput | tuple[Any, ...]:
-        states: list[FlowOptState] = []
-        with self.progress_bar(total=num_optimization_steps + 1) as progress:
-            for state in _scored(iterations, chooser):
-                chooser.take(state)
-                states.append(state.stored(latents=keep_history))
-                progress.update()
-                if callback is not None and callback(self, state.iteration, state):
-                    break
-        images = chooser.latents
-        if output_type != "latent":
-            images = as_output_type(iterations.decode(chooser.latents), output_type)
-        task.release()
-        scored = states[0].scores is not None
-        output = FlowOptPipelineOutput(
-            images=images,
-            latents=chooser.noise if noise else chooser.latents,
-            residuals=torch.stack([state.residuals for state in states]),
-            num_function_evaluations=states[-1].num_function_evaluations,
-            step_size=iterations.step_size,
-            selected=chooser.selected,
-            history=states if keep_history else None,
-            scores=torch.stack([state.scores for state in states]) if scored else None,
-            similarities=torch.stack([state.similarities for state in states]) if scored else None,
-        )
-        return output if return_dict else output.to_tuple()
-
-
-def _scored(iterations: Iterations, chooser: Chooser) -> Iterator[FlowOptState]:
-    for state in iterations:
-        yield chooser.scored(state)
-
 
 def _edit_defaults() -> dict[str, Any]:
     """The call's keyword arguments that say what is done, with their defaults."""
@@ -403,18 +331,6 @@ def _edit_defaults() -> dict[str, Any]:
         for parameter in parameters
         if parameter.default is not parameter.empty and parameter.name not in ("prompt", *_OF_THE_CALL)
     }
-
-
-def _checked_solver_kwargs(steps: Any, acceleration: Any, given: dict[str, Any] | None) -> dict[str, Any]:
-    options = {"memory": 3, "regularization": 1e-2, "step_limit": 8.0, "tolerance": None}
-    for name in given or {}:
-        if name not in options:
-            raise TypeError(f"`solver_kwargs` has `{name}`; takes {', '.join(options)}")
-    options |= given or {}
-    if acceleration not in ACCELERATIONS:
-        raise ValueError(f"`acceleration` is {acceleration!r}; takes one of {', '.join(ACCELERATIONS)}")
-    check_solver_options(steps, "none", **options, name="num_optimization_steps")
-    return options
 
 
 class FlowOptPipeline:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from trimtab.optim.solvers import StepSizeReport, estimate_step_size, fixed_point
+from trimtab.optim.solvers.fixed_point import check_solver_options
 
-from .flowopt_output import FlowOptState
-from .flowopt_task import EditTask
+from .flowopt_choice import Chooser
+from .flowopt_mask import BLENDS
+from .flowopt_output import FlowOptPipelineOutput, FlowOptState, as_output_type
+from .flowopt_task import EditTask, prepare_edit
 
-__all__ = ["ACCELERATIONS", "Chooser", "Iterations", "psnr"]
+__all__ = ["ACCELERATIONS", "OUTPUT_TYPES", "Iterations", "Run", "begin"]
 
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 ACCELERATIONS = ("none", "anderson", "inverse")
 
 
@@ -114,61 +117,141 @@ def safe_step(report: StepSizeReport) -> torch.Tensor:
     return 0.5 * torch.where(bound.isnan(), fallback, bound)
 
 
-class Chooser:
-    """Keeps the iterate that `selection` wants, and the curves that it was chosen by.
-
-    Args:
-        selection: "last", "residual" (the least: of an inversion) or a function of (images, prompts) to (B,) scores,
-            the highest wins; a reward of `trimtab.rewards` is one.
-        prompts: for the function, one a picture.
-        pictures: (B, 3, H, W), the sources, for the similarity.
-    """
-
-    def __init__(self, selection: Any, prompts: list[Any], pictures: torch.Tensor) -> None:
-        self._selection, self._prompts, self._pictures = selection, prompts, pictures
-        self._best: torch.Tensor | None = None
-        self.selected = torch.zeros(len(pictures), dtype=torch.long)
-        self.latents: torch.Tensor | None = None
-        self.noise: torch.Tensor | None = None
-
-    def scored(self, state: FlowOptState) -> FlowOptState:
-        """The state with what `selection` gives for it, where that is a function."""
-        if not callable(self._selection):
-            return state
-        images = state.images
-        scores = torch.as_tensor(self._selection(images, self._prompts)).detach().float().cpu()
-        if scores.shape != (len(images),):
-            raise ValueError(f"`selection` gives shape {tuple(scores.shape)}; takes ({len(images)},), one a picture")
-        return dataclasses.replace(state, scores=scores, similarities=psnr(images, self._pictures))
-
-    def take(self, state: FlowOptState) -> None:
-        """Keeps the rows of a state that are to be chosen so far."""
-        if self._selection == "last":
-            merit = None
-        else:
-            merit = -state.residuals if state.scores is None else state.scores
-            merit = torch.where(merit.isnan(), -torch.inf, merit)
-        if self._best is None or merit is None:
-            better = torch.ones(len(self.selected), dtype=torch.bool)
-        else:
-            better = merit > self._best
-        if self.latents is None or bool(better.all()):
-            self.latents, self.noise = state.latents, state.noise
-        elif bool(better.any()):
-            rows = better.to(state.latents.device).reshape(-1, *[1] * (state.latents.ndim - 1))
-            self.latents = torch.where(rows, state.latents, self.latents)
-            self.noise = torch.where(rows, state.noise, self.noise)
-        if merit is not None:
-            self._best = merit if self._best is None else torch.where(better, merit, self._best)
-        self.selected = torch.where(better, state.iteration, self.selected)
-
-
-def psnr(images: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """(B,) peak signal-to-noise ratio in dB of two batches of pictures in [0, 1]; infinite where they are equal."""
-    return -10 * (images.float() - others.float()).square().flatten(1).mean(1).log10()
-
-
 def _knowing(f: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """`f`, whose first value has been computed before."""
     known = [value]
     return lambda x: known.pop() if known else f(x)
+
+
+class Run:
+    """A run with the choice of its result: iterate it for scored states, or `finish` it.
+
+    Args:
+        task: what is edited.
+        iterations: its states.
+        chooser: takes them.
+        steps: updates that are planned, for the progress bar.
+        inversion: the result's latents are the noise.
+    """
+
+    def __init__(
+        self, task: EditTask, iterations: Iterations, chooser: Chooser, *, steps: int, inversion: bool
+    ) -> None:
+        self._task, self._iterations, self._chooser = task, iterations, chooser
+        self._steps, self._inversion = steps, inversion
+
+    def __iter__(self) -> Iterator[FlowOptState]:
+        for state in self._iterations:
+            yield self._chooser.scored(state)
+
+    def finish(
+        self,
+        *,
+        keep_history: bool,
+        callback: Callable[[Any, int, FlowOptState], bool | None] | None,
+        output_type: str,
+        return_dict: bool,
+    ) -> FlowOptPipelineOutput | tuple[Any, ...]:
+        """Runs it to its end, or to where the callback ends it, and gives the result."""
+        task, chooser = self._task, self._chooser
+        states: list[FlowOptState] = []
+        with task.pipe.progress_bar(total=self._steps + 1) as progress:
+            for state in self:
+                chooser.take(state)
+                states.append(state.stored(latents=keep_history))
+                progress.update()
+                if callback is not None and callback(task.pipe, state.iteration, state):
+                    break
+        images = chooser.latents
+        if output_type != "latent":
+            images = as_output_type(self._iterations.decode(chooser.latents), output_type)
+        task.release()
+        scored = states[0].scores is not None
+        output = FlowOptPipelineOutput(
+            images=images,
+            latents=chooser.noise if self._inversion else chooser.latents,
+            residuals=torch.stack([state.residuals for state in states]),
+            num_function_evaluations=states[-1].num_function_evaluations,
+            step_size=self._iterations.step_size,
+            selected=chooser.selected,
+            history=states if keep_history else None,
+            scores=torch.stack([state.scores for state in states]) if scored else None,
+            similarities=torch.stack([state.similarities for state in states]) if scored else None,
+        )
+        return output if return_dict else output.to_tuple()
+
+
+def begin(
+    pipe: Any,
+    *,
+    num_optimization_steps: int,
+    step_size: float | torch.Tensor | None,
+    acceleration: str,
+    selection: Any,
+    generator: torch.Generator | None,
+    solver_kwargs: dict[str, Any] | None,
+    output_type: str = "pil",
+    blend: str | None = None,
+    inversion: bool = False,
+    **task_options: Any,
+) -> Run:
+    """Checks a run's arguments, prepares what is edited and gives the run; no iteration is made.
+
+    Args:
+        pipe: a pipeline of a family in the table.
+        num_optimization_steps: as for the editing pipelines' call, like all others.
+        inversion: the source prompt is the prompt, and the least residual is chosen.
+        task_options: of `prepare_edit`.
+
+    Raises:
+        ValueError: an argument out of range.
+        TypeError: an argument of the wrong type.
+    """
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"`output_type` is {output_type!r}; takes one of {', '.join(OUTPUT_TYPES)}")
+    if acceleration not in ACCELERATIONS:
+        raise ValueError(f"`acceleration` is {acceleration!r}; takes one of {', '.join(ACCELERATIONS)}")
+    if not (callable(selection) or selection == "last" or inversion):
+        raise ValueError(f"`selection` is {selection!r}; takes 'last' or a function of images and prompts")
+    if blend not in (None, "none", *BLENDS):
+        raise ValueError(f"`blend` is {blend!r}; takes None, 'none' or one of {', '.join(map(repr, BLENDS))}")
+    if step_size is not None and not bool((torch.as_tensor(step_size) > 0).all()):
+        raise ValueError(f"`step_size` is {step_size}; takes None or a number > 0")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"`generator` is a {type(generator).__name__}; takes a torch.Generator or None")
+    solver_options = _solver_options(num_optimization_steps, solver_kwargs)
+    task = prepare_edit(pipe, **task_options)
+    if torch.as_tensor(1.0 if step_size is None else step_size).numel() not in (1, len(task.pictures)):
+        raise ValueError(
+            f"`step_size` has shape {tuple(step_size.shape)}; takes a number or one for each of "
+            f"{len(task.pictures)} pictures"
+        )
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            images = task.sample.decode(latents.to(pipe._execution_device)).float().cpu()
+        if task.mask is None or blend == "none":
+            return images
+        return BLENDS[blend or "feather"](images, task.pictures, task.mask)
+
+    iterations = Iterations(
+        task,
+        num_optimization_steps=num_optimization_steps,
+        acceleration=acceleration,
+        step_size=step_size,
+        solver_kwargs=solver_options,
+        decode=decode,
+        generator=generator,
+    )
+    chooser = Chooser(selection, task.prompts, task.pictures)
+    return Run(task, iterations, chooser, steps=num_optimization_steps, inversion=inversion)
+
+
+def _solver_options(steps: int, given: dict[str, Any] | None) -> dict[str, Any]:
+    options = {"memory": 3, "regularization": 1e-2, "step_limit": 8.0, "tolerance": None}
+    for name in given or {}:
+        if name not in options:
+            raise TypeError(f"`solver_kwargs` has `{name}`; takes {', '.join(options)}")
+    options |= given or {}
+    check_solver_options(steps, "none", **options, name="num_optimization_steps")
+    return options

@@ -15,9 +15,10 @@ from trimtab.schedulers import start_at
 
 from .arguments import checked_count, checked_scale, number_of_prompts
 from .families import denoisers_of, family_of, size_multiple
+from .flowopt_mask import MaskedPath, latent_mask
 from .flowopt_schedules import inverse_of, sampler_of
 from .generation_map import GenerationMap
-from .images import fit_images, fitted_size, load_images, size_of_batch
+from .images import fit_images, fitted_size, load_images, load_masks, size_of_batch
 from .stock_call import stock_arguments
 
 __all__ = ["EditTask", "conditioned_map", "counted", "prepare_edit", "steps_of"]
@@ -35,6 +36,8 @@ class EditTask:
         invert: clean latents to those at the start's level under the source prompt.
         prompts: the target prompts, one a picture.
         start: steps of the schedule that are left out at its noisy end.
+        mask: (B, 1, H, W) float32 in [0, 1] on the CPU, 1 where the pictures may change; None is everywhere.
+        path: keeps the rest of the latents on the source's path.
         calls: evaluations of the denoiser a picture so far, a guided step counting two; filled by `counted`.
     """
 
@@ -45,6 +48,8 @@ class EditTask:
     invert: GenerationMap
     prompts: list[str | None]
     start: int
+    mask: torch.Tensor | None = None
+    path: MaskedPath | None = None
     calls: dict[str, int] = field(default_factory=lambda: {"rows": 0})
 
     @property
@@ -60,7 +65,10 @@ class EditTask:
     def inverted(self, latents: torch.Tensor) -> torch.Tensor:
         """What the inverse scheduler finds at the start's level for clean latents under the source prompt, counted."""
         with counted(self.pipe, self.calls):
-            return self.invert(latents)
+            x = self.invert(latents)
+        if self.path is not None and self.path.reference is None:
+            self.path.reference = x
+        return x
 
     def release(self) -> None:
         """Lets an offloading pipeline take its models off the device."""
@@ -80,6 +88,7 @@ def prepare_edit(
     negative_prompt: str | Sequence[str] | None = None,
     height: int | None = None,
     width: int | None = None,
+    mask_image: Any = None,
     source_kwargs: dict[str, Any] | None = None,
     **pipeline_kwargs: Any,
 ) -> EditTask:
@@ -97,6 +106,7 @@ def prepare_edit(
         negative_prompt: what to guide away from.
         height: of the result in pixels, together with `width`; None is by the rule of `size_of_batch`.
         width: of the result in pixels.
+        mask_image: what `trimtab.pipelines.images.load_masks` takes; None lets all of the picture change.
         source_kwargs: arguments of the stock call for the source prompt where they differ from those for the target,
             such as `prompt_embeds`.
         pipeline_kwargs: other arguments of the stock call, such as `max_sequence_length`.
@@ -112,6 +122,8 @@ def prepare_edit(
     sampler = sampler_of(pipe.scheduler)
     steps = checked_count("num_inference_steps", num_inference_steps)
     start = steps - steps_of(strength, steps)
+    checked_scale("guidance_scale", guidance_scale)
+    checked_scale("source_guidance_scale", source_guidance_scale)
     multiple = size_multiple(pipe)
     for name, size in (("height", height), ("width", width)):
         if size is not None and checked_count(name, size) % multiple:
@@ -132,6 +144,11 @@ def prepare_edit(
             )
 
     shared = {"num_inference_steps": steps, "scheduler": sampler}
+    path = None
+    if mask_image is not None:
+        masks = load_masks(mask_image, images)
+        path = MaskedPath(pipeline_kwargs.get("callback_on_step_end"))
+        pipeline_kwargs = pipeline_kwargs | {"callback_on_step_end": path}
     of_target = conditioned_map(
         pipe, prompt, guidance_scale, negative_prompt, height=height, width=width, **shared, **pipeline_kwargs
     )
@@ -149,7 +166,14 @@ def prepare_edit(
     sample.offload_after_call = invert.offload_after_call = False
     target = of_target.encode(pictures.to(pipe._execution_device)).float()
     pipe.maybe_free_model_hooks()
-    return EditTask(pipe, pictures, target, sample, invert, prompts * (len(images) // len(prompts)), start)
+    mask = None
+    if path is not None:
+        mask = fit_images(masks, (width, height)).mean(1, keepdim=True)
+        factor = getattr(pipe, of_target.family.scale_factor)
+        path.mask = latent_mask(mask, of_target.family, of_target.latent_shape, factor)
+        path.target = target
+    prompts = prompts * (len(images) // len(prompts))
+    return EditTask(pipe, pictures, target, sample, invert, prompts, start, mask, path)
 
 
 def conditioned_map(

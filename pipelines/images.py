@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["fit_images", "fitted_size", "load_image", "load_images", "load_mask", "size_of_batch"]
+__all__ = ["fit_images", "fitted_size", "load_image", "load_images", "load_masks", "size_of_batch"]
 
 MAX_ASPECT = 8.0
 """The longest side over the shortest that a picture may have where its own proportions are kept."""
@@ -148,31 +148,35 @@ def fit_images(images: Sequence[Image.Image], size: tuple[int, int]) -> torch.Te
     return torch.stack([_tensor(_covering(image, size)) for image in images])
 
 
-def load_mask(source: Any, size: tuple[int, int], batch: int) -> torch.Tensor:
-    """The mask of what may change, fitted to pictures as `fit_images` fits them.
+def load_masks(sources: Any, images: Sequence[Image.Image]) -> list[Image.Image]:
+    """Masks of what may change in pictures, one each.
 
     Args:
-        source: what `load_image` takes, white where the picture may change; or a list, one a picture.
-        size: (width, height) of the pictures.
-        batch: number of pictures.
+        sources: what `load_image` takes, white where the picture may change; or a list, one a picture.
+        images: the pictures, as `load_images` gives them.
 
     Returns:
-        (B, 1, height, width) float32 in [0, 1].
+        RGB images, one a picture.
 
     Raises:
         TypeError: a source of another type.
-        ValueError: another number of masks than pictures, or a mask without a pixel that may change.
+        ValueError: another number of masks than pictures, a mask that is black everywhere, or one of other
+            proportions than its picture, so that it would not lie on it.
     """
-    if isinstance(source, torch.Tensor) and source.ndim == 4:
-        source = list(source)
-    sources: Sequence[Any] = source if isinstance(source, (list, tuple)) else [source]
-    if len(sources) not in (1, batch):
-        raise ValueError(f"`mask_image` has {len(sources)} masks for {batch} pictures; takes one, or one a picture")
-    masks = [_tensor(_covering(load_image(item, name="mask_image"), size)).mean(0, keepdim=True) for item in sources]
-    for mask in masks:
-        if not bool((mask > 0.5).any()):
+    masks = load_images(sources, name="mask_image")
+    if len(masks) not in (1, len(images)):
+        raise ValueError(f"`mask_image` has {len(masks)} masks for {len(images)} pictures; takes one, or one a picture")
+    masks = masks * (len(images) // len(masks))
+    for mask, image in zip(masks, images, strict=True):
+        if mask.getbbox() is None:
             raise ValueError("`mask_image` is black everywhere; takes white where the picture may change")
-    return torch.stack(masks * (batch if len(masks) == 1 else 1))
+        (width, height), (mask_width, mask_height) = image.size, mask.size
+        if abs(mask_width * height - width * mask_height) > max(width * mask_height, mask_width * height) / 50:
+            raise ValueError(
+                f"`mask_image` is {mask_width} x {mask_height} pixels for a picture of {width} x {height}; takes one "
+                "of the picture's proportions"
+            )
+    return masks
 
 
 def _from_file(path: Path, name: str) -> Image.Image:

@@ -23,10 +23,10 @@ class FixedPointState:
 
     Attributes:
         iteration: k, 0 at the start.
-        x: (B, ...) float32, the point x_k.
-        value: (B, ...) float32, f(x_k).
-        residual: (B,) float32 on the CPU, root mean square of f(x_k) - y over a row's entries.
-        best_residual: (B,) float32 on the CPU, the least so far.
+        x: (B, ...), the point x_k; float32, or float64 where the solver was given that.
+        value: (B, ...), f(x_k).
+        residual: (B,) on the CPU, root mean square of f(x_k) - y over a row's entries.
+        best_residual: (B,) on the CPU, the least so far.
         stopped: (B,) bool on the CPU, rows whose run is over: within the tolerance, or diverged and back at their
             best point, which `x`, `value` and `residual` then are.
         num_function_evaluations: calls of f so far.
@@ -61,7 +61,7 @@ def fixed_point(
     This is the update of "FlowOpt: Fast Optimization Through Whole Flow Processes for Training-Free Editing"
     (arXiv:2510.22010): gradient descent on ||f(x) - y||^2 / 2 with the identity in place of the Jacobian's transpose.
     Where 0 < step_size < 2 <x - x', f(x) - f(x')> / ||f(x) - f(x')||^2 for all pairs, the distance to a solution and
-    the residual never rise. `x` stays in float32: the update is far below the spacing of half precision's numbers.
+    the residual never rise. `x` is at least float32: the update is far below the spacing of half precision's numbers.
 
     With `acceleration="anderson"` the same iteration is extrapolated from its last points (`AndersonMixing`) at the
     same one call of f an iteration. It is safeguarded: where a step raised a row's residual, the row forgets its
@@ -71,7 +71,7 @@ def fixed_point(
     with a warning; the run ends when every row rests.
 
     Args:
-        f: (B, ...) float32 to the same shape, rows independently.
+        f: (B, ...) to the same shape, rows independently.
         y: (B, ...), what f is to give.
         x0: (B, ...), where to start.
         step_size: > 0, for all rows, or (B,).
@@ -98,7 +98,8 @@ def fixed_point(
         True
     """
     check_solver_options(max_iterations, acceleration, memory, regularization, step_limit, tolerance)
-    x, y = x0.float().clone(), y.float()
+    dtype = torch.promote_types(torch.promote_types(x0.dtype, y.dtype), torch.float32)
+    x, y = x0.to(dtype, copy=True), y.to(dtype)
     if x.shape != y.shape:
         raise ValueError(f"`x0` has shape {tuple(x.shape)}; takes that of `y`, {tuple(y.shape)}")
     eta = _checked_step_size(step_size, x)
@@ -106,7 +107,7 @@ def fixed_point(
     best: _Best | None = None
     stopped = torch.zeros(len(x), dtype=torch.bool)
     for iteration in range(max_iterations + 1):
-        value = f(x).float()
+        value = f(x).to(dtype)
         if value.shape != y.shape:
             raise ValueError(f"`f` gives shape {tuple(value.shape)} for `y` of shape {tuple(y.shape)}")
         residual = value - y
@@ -199,7 +200,7 @@ class _Best:
 
 
 def _checked_step_size(step_size: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    eta = torch.as_tensor(step_size, dtype=torch.float32, device=x.device)
+    eta = torch.as_tensor(step_size, dtype=x.dtype, device=x.device)
     if eta.ndim > 1 or (eta.ndim == 1 and len(eta) != len(x)):
         raise ValueError(f"`step_size` has shape {tuple(eta.shape)}; takes a number or one for each of {len(x)} rows")
     if not bool(((eta > 0) & torch.isfinite(eta)).all()):

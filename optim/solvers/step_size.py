@@ -79,21 +79,22 @@ def estimate_step_size(
     if not 0 <= quantile <= 1:
         raise ValueError(f"`quantile` is {quantile}; takes a number in [0, 1]")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
-    x = x.float()
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    x = x.to(dtype)
     flat = x.flatten(1)
     mean, std = (s.reshape(-1, *[1] * (x.ndim - 1)) for s in (flat.mean(1), flat.std(1, correction=0)))
     std = torch.where(std > 0, std, torch.ones_like(std))
 
     def noise() -> torch.Tensor:
-        return torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
+        return torch.randn(x.shape, generator=generator, device=generator.device).to(x.device, dtype)
 
     calls = 0
     if value is None:
-        value, calls = f(x).float(), 1
-    start = (x, value.float())
+        value, calls = f(x).to(dtype), 1
+    start = (x, value.to(dtype))
     near = [x + local_scale * std * noise() for _ in range(local_points)]
     far = [mean + std * noise() for _ in range(global_points)]
-    near, far = ([start, *((point, f(point).float()) for point in points)] for points in (near, far))
+    near, far = ([start, *((point, f(point).to(dtype)) for point in points)] for points in (near, far))
     ratios = [_ratios(points) for points in (near, far)]
     both = torch.cat(ratios)
     known = ~both.isnan()

@@ -13,7 +13,7 @@ from trimtab.commands.errors import UsageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MANIFEST", "append_manifest", "check_folder", "save_png", "slug"]
+__all__ = ["MANIFEST", "append_manifest", "check_folder", "save_png", "slug", "write_json"]
 
 MANIFEST = "manifest.jsonl"
 
@@ -51,6 +51,16 @@ def save_png(image: "Image", path: Path, made_by: Mapping[str, Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         image.save(temporary, format="png", pnginfo=text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file under a temporary name in its folder, then renames it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,0 +1,122 @@
+"""The edits that ``trimtab edit`` is asked for: from flags or from a JSONL file, checked before anything runs."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from trimtab.commands.errors import UsageError, first_line
+from trimtab.commands.pictures import slug
+
+__all__ = ["OPTIONAL", "edit_jobs"]
+
+_REQUIRED = {"image": str, "source_prompt": str, "prompt": str}
+OPTIONAL: dict[str, Any] = {
+    "negative_prompt": str,
+    "mask": str,
+    "strength": float,
+    "guidance_scale": float,
+    "steps": int,
+    "iterations": int,
+    "step_size": float,
+    "acceleration": str,
+    "pick": int,
+    "height": int,
+    "width": int,
+}
+
+
+def edit_jobs(args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
+    """Names and settings of the edits that are asked for.
+
+    Args:
+        args: the command's, with an attribute for each key of a line of the file.
+
+    Returns:
+        A name for its files and the complete settings of each edit, paths resolved.
+
+    Raises:
+        UsageError: if a setting is missing, unknown, of the wrong type or out of range, or a file isn't there.
+    """
+    defaults = {key: getattr(args, key) for key in OPTIONAL}
+    if args.jobs is None:
+        given = {key: getattr(args, key) for key in _REQUIRED}
+        if missing := [_flag(key) for key, value in given.items() if value is None]:
+            raise UsageError(f"give {', '.join(missing)}, or a file of edits with --jobs")
+        job = _checked({**defaults, **given}, Path(), "")
+        return [(f"{slug(Path(args.image).stem, 24)}-{slug(args.prompt)}", job)]
+    if given := [_flag(key) for key in _REQUIRED if getattr(args, key) is not None]:
+        raise UsageError(f"--jobs has the pictures and prompts; leave {', '.join(given)} away")
+    file = Path(args.jobs).expanduser()
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--jobs takes a JSONL file; {file}: {first_line(error)}") from None
+    jobs = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            where = f"{file} line {number}: "
+            job = _checked({**defaults, **_parsed(line, where)}, file.parent, where)
+            jobs.append((f"{len(jobs):04d}-{slug(job['prompt'])}", job))
+    if not jobs:
+        raise UsageError(f"--jobs takes a file with an edit a line; {file} has none")
+    return jobs
+
+
+def _parsed(line: str, where: str) -> dict[str, Any]:
+    try:
+        job = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f"{where}no JSON: {first_line(error)}") from None
+    if not isinstance(job, dict):
+        raise UsageError(f"{where}takes an object with {', '.join(_REQUIRED)}; got {line.strip()[:40]}")
+    if unknown := set(job) - set(_REQUIRED) - set(OPTIONAL):
+        known = ", ".join([*_REQUIRED, *OPTIONAL])
+        raise UsageError(f"{where}knows no {', '.join(sorted(unknown))}; takes {known}")
+    if missing := [key for key in _REQUIRED if key not in job]:
+        raise UsageError(f"{where}lacks {', '.join(missing)}")
+    return job
+
+
+def _checked(job: dict[str, Any], folder: Path, where: str) -> dict[str, Any]:
+    """The settings of an edit, in range and with the paths of files that are there."""
+    for key, kind in {**_REQUIRED, **OPTIONAL}.items():
+        value = job[key]
+        numbers = (int, float) if kind is float else kind
+        if value is not None and (isinstance(value, bool) or not isinstance(value, numbers)):
+            raise UsageError(f"{where}{_named(key, where)} takes {_KINDS[kind]}; got {value!r}")
+        if value is None and key in (*_REQUIRED, "strength", "guidance_scale", "steps", "iterations", "acceleration"):
+            raise UsageError(f"{where}{_named(key, where)} takes {_KINDS[kind]}; got null")
+    for key, low in (("steps", 1), ("iterations", 0), ("pick", 0), ("height", 1), ("width", 1)):
+        if job[key] is not None and job[key] < low:
+            raise UsageError(f"{where}{_named(key, where)} takes a whole number, {low} or more; got {job[key]}")
+    if not 0 < job["strength"] <= 1:
+        raise UsageError(f"{where}{_named('strength', where)} takes a number in (0, 1]; got {job['strength']}")
+    if job["pick"] is not None and job["pick"] > job["iterations"]:
+        raise UsageError(
+            f"{where}{_named('pick', where)} takes 0 to {job['iterations']}, its iterations; got {job['pick']}"
+        )
+    for key in ("guidance_scale", "step_size"):
+        value = job[key]
+        if value is not None and not (math.isfinite(value) and (value > 0 or key == "guidance_scale" and value == 0)):
+            raise UsageError(f"{where}{_named(key, where)} takes a finite positive number; got {value}")
+    for key in ("image", "mask"):
+        if job[key] is not None:
+            path = folder / Path(job[key]).expanduser()
+            if not path.is_file():
+                raise UsageError(f"{where}{_named(key, where)} takes a picture's file; {path} is none")
+            job[key] = str(path)
+    return job
+
+
+_KINDS = {str: "a text", float: "a number", int: "a whole number"}
+
+
+def _flag(key: str) -> str:
+    return "IMAGE" if key == "image" else f"--{key.replace('_', '-')}"
+
+
+def _named(key: str, where: str) -> str:
+    """A setting's name as the user wrote it: a key of the file, or a flag."""
+    return f'"{key}"' if where else _flag(key)
