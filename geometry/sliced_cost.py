@@ -1,0 +1,157 @@
+"""The sliced cost with its gradient in one pass, chunk by chunk: nothing of size (B, L, N) is ever held.
+
+A sorted difference knows its own derivative, so the gradients in the points, (B, N, d), and in the directions,
+(B, L, d), are accumulated while the value is computed, and only they are kept for the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .one_dimensional import _cumulative, merged_quantiles, weighted_quantiles
+from .sorting import sort_rows, sort_rows_with_order
+
+__all__ = ["SlicedCost", "chunks"]
+
+_CPU_ELEMENTS = 1 << 19  # 2 MB of float32: a chunk stays in the cache
+_OTHER_ELEMENTS = 1 << 24
+
+
+class SlicedCost(torch.autograd.Function):
+    """Mean over slices of ``W_p^p`` of the projections, (B,).
+
+    Takes x (B, N, d), y (B, M, d) or None, directions (B, L, d), weights (B, N) and (B, M) float64 or None, sorted
+    projections (B or 1, L, M) of y or None (then y is None), p, the sort's backend and the slices a chunk or None.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor | None,
+        theta: Tensor,
+        x_weights: Tensor | None,
+        y_weights: Tensor | None,
+        v_sorted: Tensor | None,
+        p: float,
+        backend: str,
+        chunk_size: int | None,
+    ) -> Tensor:
+        wants_x, wants_y, wants_theta = ctx.needs_input_grad[:3]
+        count = theta.shape[1]
+        cost = x.new_zeros(len(x))
+        grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format) if wants_x else None
+        grad_y = torch.zeros_like(y, memory_format=torch.contiguous_format) if wants_y else None
+        grad_theta = x.new_zeros(theta.shape) if wants_theta else None
+        longest = max(x.shape[1], (v_sorted if y is None else y.mT).shape[-1])
+        for clouds, slices in chunks(len(x), count, longest, x.device, chunk_size):
+            directions = theta[clouds, slices]
+            points, others = x[clouds], None if y is None else y[clouds]
+            u, u_order = _sorted(
+                directions @ points.mT, backend, ordered=wants_x or wants_theta or x_weights is not None
+            )
+            if y is None:
+                v, v_order = v_sorted[clouds if len(v_sorted) > 1 else slice(None), slices], None
+            else:
+                v, v_order = _sorted(
+                    directions @ others.mT, backend, ordered=wants_y or wants_theta or y_weights is not None
+                )
+            weights = [None if w is None else w[clouds, None] for w in (x_weights, y_weights)]
+            value, slope_u, slope_v = _compare(u, v, u_order, v_order, *weights, p, any(ctx.needs_input_grad[:3]))
+            cost[clouds] += value.sum(-1)
+            if wants_x or wants_theta:
+                slope = torch.empty_like(u).scatter_(-1, u_order, slope_u)  # back in the points' order
+                if wants_x:
+                    grad_x[clouds] += slope.mT @ directions
+                if wants_theta:
+                    grad_theta[clouds, slices] = slope @ points
+            if wants_y or wants_theta:
+                slope = torch.empty_like(v).scatter_(-1, v_order, slope_v)
+                if wants_y:
+                    grad_y[clouds] -= slope.mT @ directions
+                if wants_theta:
+                    grad_theta[clouds, slices] -= slope @ others
+        grads = [None if grad is None else grad.div_(count) for grad in (grad_x, grad_y, grad_theta)]
+        ctx.save_for_backward(*grads)
+        return cost.div_(count)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        factor = upstream[:, None, None]
+        return (*(None if grad is None else factor * grad for grad in ctx.saved_tensors), *[None] * 6)
+
+
+def chunks(
+    clouds: int, slices: int, points: int, device: torch.device, chunk_size: int | None
+) -> Iterator[tuple[slice, slice]]:
+    """Ranges of clouds and of slices whose projections fit the cache (CPU) or some 64 MB (elsewhere)."""
+    budget = _CPU_ELEMENTS if device.type == "cpu" else _OTHER_ELEMENTS
+    at_once = chunk_size or max(torch.get_num_threads() if device.type == "cpu" else 1, budget // points)
+    at_once = min(at_once, slices)
+    group = min(clouds, max(1, budget // (points * at_once)))
+    for first in range(0, clouds, group):
+        for start in range(0, slices, at_once):
+            yield slice(first, min(first + group, clouds)), slice(start, min(start + at_once, slices))
+
+
+def _sorted(rows: Tensor, backend: str, *, ordered: bool) -> tuple[Tensor, Tensor | None]:
+    rows = rows.contiguous()
+    return sort_rows_with_order(rows, backend) if ordered else (sort_rows(rows, backend), None)
+
+
+def _compare(
+    u: Tensor,
+    v: Tensor,
+    u_order: Tensor | None,
+    v_order: Tensor | None,
+    u_weights: Tensor | None,
+    v_weights: Tensor | None,
+    p: float,
+    wants_slopes: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """``W_p^p`` a row of sorted projections, its slopes in ``u`` and minus those in ``v``, in sorted order."""
+    n, m = u.shape[-1], v.shape[-1]
+    if u_weights is None and v_weights is None and n == m:
+        gap = u - v
+        value = _power(gap, p).mean(-1)
+        if not wants_slopes:
+            return value, None, None
+        slope = _power_slope(gap, p).div_(n)
+        return value, slope, slope
+    if u_weights is None and v_weights is None:
+        from_u, from_v, width = merged_quantiles(n, m, u.device)
+        width = width.to(u.dtype)
+        gap = u[..., from_u] - v[..., from_v]
+        from_u, from_v = from_u.expand(gap.shape), from_v.expand(gap.shape)
+    else:
+        # Without weights and without need of an order the rows were sorted bare; equal weights need no order.
+        u_ends = _cumulative(u_weights, u if u_order is None else u_order)
+        v_ends = _cumulative(v_weights, v.expand(*u.shape[:-1], m) if v_order is None else v_order)
+        from_u, from_v, width = weighted_quantiles(u_ends, v_ends, u.dtype)
+        gap = u.gather(-1, from_u) - v.expand(*u.shape[:-1], m).gather(-1, from_v)
+    value = (_power(gap, p) * width).sum(-1)
+    if not wants_slopes:
+        return value, None, None
+    slope = _power_slope(gap, p).mul_(width)
+    slope_u = torch.zeros_like(u).scatter_add_(-1, from_u, slope)
+    slope_v = u.new_zeros(*u.shape[:-1], m).scatter_add_(-1, from_v, slope)
+    return value, slope_u, slope_v
+
+
+def _power(gap: Tensor, p: float) -> Tensor:
+    return gap.square() if p == 2 else gap.abs().pow_(p)
+
+
+def _power_slope(gap: Tensor, p: float) -> Tensor:
+    """The derivative of ``|gap| ** p``; overwrites ``gap``."""
+    if p == 2:
+        return gap.mul_(2.0)
+    if p == 1:
+        return gap.sign_()
+    return gap.abs().pow_(p - 1.0).mul_(p).mul_(gap.sign())
