@@ -30,7 +30,7 @@ _FLOWOPT = {
     "FlowOptStableDiffusionXLPipeline": "flowopt_stable_diffusion_xl",
     "FlowOptZImagePipeline": "flowopt_z_image",
 }
-_LAZY = _GUIDED | _FLOWOPT | {"FlowOptPipeline": "flowopt"}
+_LAZY = {**_GUIDED, **_FLOWOPT, "EditPipeline": "editing", "FlowOptPipeline": "flowopt"}
 
 __all__ = ["FAMILIES", "Family", "GenerationMap", "family_of", *_LAZY]
 
