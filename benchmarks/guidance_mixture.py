@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from trimtab.benchmarks.figures import frechet_distance
 from trimtab.guidance import (
     AdaptiveProjectedGuidance,
     AffinePrediction,
@@ -82,16 +83,6 @@ def sample(mixture: Mixture, guider: Guidance, count: int, seed: int, *, label: 
             batch.noise_pred = prediction
         x = x + (end - s) * guider(batches).pred
     return x
-
-
-def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """||m_a - m_b||^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of two samples (N, d)."""
-    mean = (a.mean(0) - b.mean(0)).square().sum()
-    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
-    return float(mean + cov_a.trace() + cov_b.trace() - 2 * cross)
 
 
 def rules(w: float) -> dict[str, Guidance]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from trimtab import __version__
-from trimtab.commands import demo, generate, info
+from trimtab.commands import bench, demo, generate, info
 from trimtab.commands.errors import UsageError, first_line
 
 __all__ = ["main"]
@@ -55,6 +55,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"trimtab {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (generate, demo, info):
+    for command in (generate, demo, info, bench):
         command.add_parser(subparsers)
     return parser

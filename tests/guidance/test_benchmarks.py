@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import guidance_cost, guidance_mixture
+from trimtab.benchmarks import guidance_cost, guidance_mixture
 
 
 def test_mixture_claim():
@@ -27,15 +27,6 @@ def test_mixture_denoiser_is_a_posterior_mean():
         x = data[:5] + sigma * torch.randn(5, 2, generator=generator, dtype=torch.float64)
         weights = torch.softmax(-0.5 * torch.cdist(x, data) ** 2 / sigma**2, dim=1)
         assert torch.allclose(mixture.denoise(x, sigma, 0), weights @ data, atol=0.02)
-
-
-def test_frechet_distance_of_gaussians():
-    """Known for Gaussians of one covariance c I and another: (difference of means)^2 + d (sqrt a - sqrt b)^2."""
-    generator = torch.Generator().manual_seed(0)
-    a = torch.randn(200_000, 3, generator=generator, dtype=torch.float64)
-    b = 2 * torch.randn(200_000, 3, generator=generator, dtype=torch.float64) + 1
-    assert guidance_mixture.frechet_distance(a, b) == pytest.approx(3 + 3 * 1, rel=0.02)
-    assert guidance_mixture.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
 
 
 def test_scripts_write_their_reports(tmp_path, monkeypatch, capsys):

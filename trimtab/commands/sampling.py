@@ -10,7 +10,7 @@ from trimtab.commands.errors import UsageError, first_line
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["check_guidance", "guidance_names", "sample"]
+__all__ = ["check_guidance", "guidance_names", "make_guider", "sample"]
 
 
 def guidance_names() -> list[str]:
@@ -44,13 +44,18 @@ def check_guidance(name: str, guidance_scale: float | None = None) -> float:
         return _SCALES.get(name, 7.5)
     if name != "cfg":
         try:
-            _guider(name, guidance_scale)
+            make_guider(name, guidance_scale)
         except ValueError as error:
             raise UsageError(f"--guidance {name} refuses --guidance-scale: {first_line(error)}") from None
     return guidance_scale
 
 
-def _guider(name: str, guidance_scale: float) -> Any:
+def make_guider(name: str, guidance_scale: float) -> Any:
+    """The guider that a name of the command line stands for, at this scale.
+
+    Raises:
+        ValueError: if the rule doesn't take the scale.
+    """
     from trimtab.guidance import GUIDERS, RESCALE_RMS
 
     # A threshold on the norm suits latents of one size only; the commands run models of any.
@@ -107,7 +112,7 @@ def sample(
         else:
             from trimtab.guidance import attach
 
-            rule = attach(pipe, _guider(guidance, guidance_scale))
+            rule = attach(pipe, make_guider(guidance, guidance_scale))
             # The guider's scale holds; the pipeline's own has to switch the second prediction on.
             strength = "true_cfg_scale" if "true_cfg_scale" in takes else "guidance_scale"
             scale = max(guidance_scale, 2.0)
