@@ -105,5 +105,4 @@ class AmortizedSlicedWasserstein(nn.Module):
             theta = centre[:, None]
         else:
             theta = slices_around(centre, self.kappa, self.num_projections, generator)
-        with torch.autocast(pair.x.device.type, enabled=False):
-            return paired_cost(pair, theta, self.p)
+        return paired_cost(pair, theta, self.p)

@@ -135,11 +135,11 @@ def sliced_wasserstein(
     else:
         pair = check_pair(x, y, x_weights, y_weights, pairwise=pairwise)
         theta = _directions(pair, num_projections, projections, directions, generator)
-        with torch.autocast(pair.x.device.type, enabled=False):
-            if pairwise:
+        if pairwise:
+            with torch.autocast(pair.x.device.type, enabled=False):
                 cost = _pairwise_cost(pair, theta, p, chunk_size, backend)
-            else:
-                cost = paired_cost(pair, theta, p, backend, chunk_size, slices=reduction == "slices")
+        else:
+            cost = paired_cost(pair, theta, p, backend, chunk_size, slices=reduction == "slices")
         batched, dtype = pair.batched, pair.dtype
     if root:
         cost = safe_root(cost, p)
@@ -158,12 +158,13 @@ def paired_cost(
     slices: bool = False,
 ) -> Tensor:
     """Mean over slices (B,), or each slice's (B, L), of ``W_p^p`` along given directions (B, L, d)."""
-    if slices or backend == "autograd" or torch.compiler.is_compiling():
-        weights = [None if w is None else w[:, None].to(theta.dtype) for w in (pair.x_weights, pair.y_weights)]
-        cost = wasserstein_1d(theta @ pair.x.mT, theta @ pair.y.mT, *weights, p=p)
-        return cost if slices else cost.mean(-1)
-    backend = sorting_backend(backend, pair.x)
-    return SlicedCost.apply(pair.x, pair.y, theta, pair.x_weights, pair.y_weights, None, p, backend, chunk_size)
+    with torch.autocast(theta.device.type, enabled=False):
+        if slices or backend == "autograd" or torch.compiler.is_compiling():
+            weights = [None if w is None else w[:, None].to(theta.dtype) for w in (pair.x_weights, pair.y_weights)]
+            cost = wasserstein_1d(theta @ pair.x.mT, theta @ pair.y.mT, *weights, p=p)
+            return cost if slices else cost.mean(-1)
+        sort = sorting_backend(backend, pair.x)
+        return SlicedCost.apply(pair.x, pair.y, theta, pair.x_weights, pair.y_weights, None, p, sort, chunk_size)
 
 
 def sorting_backend(backend: Backend, x: Tensor) -> str:
