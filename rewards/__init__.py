@@ -1,0 +1,32 @@
+"""Rewards: frozen, differentiable functions of pictures and prompts, higher is better."""
+
+from .aesthetic import AestheticReward
+from .base import RewardModel
+from .clip import CLIPReward
+from .function import CallableReward
+from .hps import HPSReward, clip_model_from_open_clip
+from .image_reward import ImageReward
+from .load import REWARDS, load_reward, save_weights, weights_folder
+from .resize import Preprocessing, center_crop, resize
+from .similarity import ImageSimilarityReward
+from .weighted import PRESETS, WeightedReward
+
+__all__ = [
+    "PRESETS",
+    "REWARDS",
+    "AestheticReward",
+    "CLIPReward",
+    "CallableReward",
+    "HPSReward",
+    "ImageReward",
+    "ImageSimilarityReward",
+    "Preprocessing",
+    "RewardModel",
+    "WeightedReward",
+    "center_crop",
+    "clip_model_from_open_clip",
+    "load_reward",
+    "resize",
+    "save_weights",
+    "weights_folder",
+]
