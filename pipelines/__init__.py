@@ -30,7 +30,25 @@ _FLOWOPT = {
     "FlowOptStableDiffusionXLPipeline": "flowopt_stable_diffusion_xl",
     "FlowOptZImagePipeline": "flowopt_z_image",
 }
-_LAZY = {**_GUIDED, **_FLOWOPT, "EditPipeline": "editing", "FlowOptPipeline": "flowopt"}
+_NOISE_OPTIMIZATION = {
+    "NoiseOptimizationFluxPipeline": "noise_optimization_flux",
+    "NoiseOptimizationPixArtAlphaPipeline": "noise_optimization_pixart_alpha",
+    "NoiseOptimizationPixArtSigmaPipeline": "noise_optimization_pixart_sigma",
+    "NoiseOptimizationSanaPipeline": "noise_optimization_sana",
+    "NoiseOptimizationSanaSprintPipeline": "noise_optimization_sana_sprint",
+    "NoiseOptimizationStableDiffusionPipeline": "noise_optimization_stable_diffusion",
+    "NoiseOptimizationStableDiffusion3Pipeline": "noise_optimization_stable_diffusion_3",
+    "NoiseOptimizationStableDiffusionXLPipeline": "noise_optimization_stable_diffusion_xl",
+    "NoiseOptimizationZImagePipeline": "noise_optimization_z_image",
+}
+_LAZY = {
+    **_GUIDED,
+    **_FLOWOPT,
+    **_NOISE_OPTIMIZATION,
+    "EditPipeline": "editing",
+    "FlowOptPipeline": "flowopt",
+    "NoiseOptimizationPipeline": "noise_optimization",
+}
 
 __all__ = ["FAMILIES", "Family", "GenerationMap", "family_of", *_LAZY]
 

@@ -154,6 +154,14 @@ FAMILIES: tuple[Family, ...] = (
         prompt_outputs=_MASKED,
     ),
     Family(
+        name="sana-sprint",
+        pipelines=("SanaSprintPipeline",),
+        guidance=GuidanceTraits(
+            refusal="its guidance is distilled into the network, there is no unconditional prediction"
+        ),
+        prompt_outputs=("prompt_embeds", "prompt_attention_mask"),
+    ),
+    Family(
         name="lumina-2",
         pipelines=("Lumina2Pipeline",),
         guidance=GuidanceTraits(calls="separate", negated=True, renormalized=True),

@@ -1,0 +1,146 @@
+"""What noise is worth: the reward of its picture, and the gradient of that."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from trimtab.rewards import RewardModel
+
+__all__ = ["Evaluation", "NoiseObjective", "Sampler"]
+
+
+class Sampler(Protocol):
+    """A function of noise in two parts, as `GenerationMap` with output "latent" is one."""
+
+    def __call__(self, latents: Tensor, *, prompt_index: Sequence[int] | None = None) -> Tensor:
+        """Noise (R, ...) to clean latents of the same shape, row i under the prompt of its index."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Clean latents to pictures (R, 3, H, W) in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a batch of noise is worth.
+
+    Attributes:
+        rewards: (R,) float32 on the CPU, NaN where a picture or its reward isn't finite.
+        terms: the reward's parts by name, each (R,) float32 on the CPU.
+        monitor: (R,) float32 on the CPU, of the held-out reward, if there is one.
+        images: (R, 3, H, W).
+        gradients: of the rewards with respect to the noise, as it is shaped, if asked for.
+    """
+
+    rewards: Tensor
+    terms: dict[str, Tensor]
+    monitor: Tensor | None
+    images: Tensor
+    gradients: Tensor | None
+
+
+class NoiseObjective:
+    """reward(f(z), prompt), for rows of noise.
+
+    Args:
+        sampler: f.
+        reward: of pictures; it may lie on another device than they.
+        prompts: what the reward is told, one for each index.
+        gradient: "full" goes through the sampler. "jacobian-free" takes the sampler's Jacobian for the identity, as
+            FlowOpt does with its residual (arXiv 2510.22010): the reward's gradient at the clean latents is handed to
+            the noise, and the sampler runs as in inference.
+        batch_size: rows at once; None is all of them.
+        monitor: a held-out reward.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        reward: RewardModel,
+        prompts: Sequence[str],
+        *,
+        gradient: Literal["full", "jacobian-free"] = "full",
+        batch_size: int | None = None,
+        monitor: RewardModel | None = None,
+    ) -> None:
+        self.sampler = sampler
+        self.reward = reward
+        self.prompts = list(prompts)
+        self.gradient = gradient
+        self.batch_size = batch_size
+        self.monitor = monitor
+
+    def __call__(self, latents: Tensor, index: Sequence[int], *, with_gradient: bool) -> Evaluation:
+        """Evaluates noise.
+
+        Args:
+            latents: (R, *latent_shape) float32.
+            index: each row's prompt.
+            with_gradient: whether gradients are wanted.
+
+        Raises:
+            ValueError: for a reward that has no gradient although it is wanted, or returns another shape than (R,).
+        """
+        size = self.batch_size or len(latents)
+        parts = [
+            self._part(latents[start : start + size], list(index[start : start + size]), with_gradient)
+            for start in range(0, len(latents), size)
+        ]
+        return Evaluation(
+            rewards=torch.cat([part.rewards for part in parts]),
+            terms={name: torch.cat([part.terms[name] for part in parts]) for name in parts[0].terms},
+            monitor=None if self.monitor is None else torch.cat([part.monitor for part in parts]),
+            images=torch.cat([part.images for part in parts]),
+            gradients=torch.cat([part.gradients for part in parts]) if with_gradient else None,
+        )
+
+    def _part(self, latents: Tensor, index: list[int], with_gradient: bool) -> Evaluation:
+        through_sampler = with_gradient and self.gradient == "full"
+        with torch.set_grad_enabled(through_sampler):
+            noise = latents.detach().requires_grad_(through_sampler)
+            clean = self.sampler(noise, prompt_index=index)
+        with torch.set_grad_enabled(with_gradient):
+            if with_gradient and not through_sampler:
+                noise = clean = clean.detach().requires_grad_()
+            broken = ~torch.isfinite(clean.detach()).flatten(1).all(1)
+            rows = broken.view(-1, *[1] * (clean.ndim - 1))
+            images = self.sampler.decode(clean.masked_fill(rows, 0.0))
+            texts = [self.prompts[i] for i in index]
+            values, terms = self.reward(images.to(_device(self.reward, images)), texts, return_terms=True)
+            gradients = self._differentiated(values, noise) if with_gradient else None
+        images = images.detach()
+        monitor = None
+        if self.monitor is not None:
+            with torch.no_grad():
+                monitor = self.monitor(images.to(_device(self.monitor, images)), texts).cpu()
+        rewards = values.detach().cpu().masked_fill(broken.cpu(), float("nan"))
+        return Evaluation(
+            rewards=rewards.masked_fill(~torch.isfinite(rewards), float("nan")),
+            terms={name: term.cpu() for name, term in terms.items()},
+            monitor=monitor,
+            images=images,
+            gradients=gradients,
+        )
+
+    def _differentiated(self, values: Tensor, noise: Tensor) -> Tensor:
+        gradient = None
+        if values.requires_grad:
+            # Rows don't mix, so the gradient of the sum is each one's own.
+            (gradient,) = torch.autograd.grad(values.sum(), noise, allow_unused=True)
+        if gradient is None:
+            raise ValueError(
+                f"`reward` {self.reward.name!r} has no gradient with respect to the pictures; takes a reward that has "
+                'one, or an optimizer that needs none, such as optimizer="best-of-n"'
+            )
+        return gradient.detach()
+
+
+def _device(reward: RewardModel, images: Tensor) -> torch.device:
+    """Where a reward computes: with its weights, or with the pictures where it has none."""
+    tensors = itertools.chain(reward.parameters(), reward.buffers())
+    return next((tensor.device for tensor in tensors), images.device)

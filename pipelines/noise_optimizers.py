@@ -1,0 +1,256 @@
+"""How noise is proposed: the protocol between the loop and what searches, gradient ascent, and best of n."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import numbers
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .noise_sphere import SphereMomentum
+
+__all__ = [
+    "NOISE_OPTIMIZERS",
+    "BestOfN",
+    "GradientAscent",
+    "NoiseOptimizer",
+    "NoiseProblem",
+    "make_noise_optimizer",
+    "norm_log_likelihood",
+    "norm_log_likelihood_gradient",
+]
+
+
+@dataclass(frozen=True)
+class NoiseProblem:
+    """What a noise optimizer starts from.
+
+    Attributes:
+        latents: (B, *latent_shape) float32, the noise of each sample to begin with.
+        num_steps: proposals that will be asked for.
+        sample: draws fresh noise for all samples, (B, *latent_shape) float32, each from its own generator.
+        generators: one for each sample or one for all, for whatever else is random.
+    """
+
+    latents: Tensor
+    num_steps: int
+    sample: Callable[[], Tensor]
+    generators: torch.Generator | Sequence[torch.Generator] | None = None
+
+
+class NoiseOptimizer(ABC):
+    """Proposes noise for each sample of a batch and is told what became of it.
+
+    The loop is
+
+        for each step:
+            proposals = optimizer.ask()                     # (B, K, *latent_shape): K candidates a sample
+            rewards, gradients = ...                        # (B, K), and their gradients where needed
+            optimizer.tell(rewards, gradients)              # not after the last step
+
+    Samples are independent: no proposal for one may depend on what another was told. The loop itself keeps the best
+    candidates. The first proposal should hold `problem.latents`, the pictures that improvements are measured
+    against.
+
+    Args:
+        problem: what it starts from.
+
+    Attributes:
+        needs_gradient: whether `tell` needs gradients; the reward must then be differentiable and K is 1.
+    """
+
+    needs_gradient: bool = False
+
+    def __init__(self, problem: NoiseProblem) -> None:
+        self.problem = problem
+
+    @abstractmethod
+    def ask(self) -> Tensor:
+        """The next candidates, (B, K, *latent_shape) float32. Never changed in place later."""
+
+    @abstractmethod
+    def tell(self, rewards: Tensor, gradients: Tensor | None = None) -> None:
+        """Takes what the last candidates are worth.
+
+        Args:
+            rewards: (B, K) float32 on the CPU; minus infinity for a candidate whose reward isn't finite, and for
+                samples that have ended, whose further proposals are not looked at.
+            gradients: (B, K, *latent_shape), of the rewards with respect to the candidates, where `needs_gradient`;
+                0 for samples that have ended.
+        """
+
+
+class BestOfN(NoiseOptimizer):
+    """Fresh noise at every step: the baseline that needs nothing but rewards."""
+
+    def __init__(self, problem: NoiseProblem) -> None:
+        super().__init__(problem)
+        self._first = True
+
+    def ask(self) -> Tensor:
+        """The starting noise, then fresh noise: (B, 1, *latent_shape)."""
+        latents = self.problem.latents.clone() if self._first else self.problem.sample()
+        self._first = False
+        return latents.unsqueeze(1)
+
+    def tell(self, rewards: Tensor, gradients: Tensor | None = None) -> None:
+        """Learns nothing."""
+
+
+class GradientAscent(NoiseOptimizer):
+    """Ascends reward(f(z)) + regularization_weight K(z), K the log-likelihood of the noise's norm.
+
+    Each sample has an optimizer and a clip of its own, so a batch gives what its items give. The parameter stays
+    float32. Where ReNO's code clips the whole batch and takes the norm in float16, this does neither.
+
+    Args:
+        problem: what it starts from.
+        optimizer: makes a `torch.optim.Optimizer` of a list of parameters, one sample's noise.
+        regularization_weight: >= 0, of K.
+        max_grad_norm: > 0, a sample's gradient is shortened to this length; None leaves it.
+
+    Raises:
+        ValueError: for a number out of range, or an optimizer whose step needs a closure.
+        TypeError: if `optimizer` makes something else.
+    """
+
+    needs_gradient = True
+
+    def __init__(
+        self,
+        problem: NoiseProblem,
+        *,
+        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] = SphereMomentum,
+        regularization_weight: float = 0.01,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        super().__init__(problem)
+        self.regularization_weight = _checked("regularization_weight", regularization_weight, least=0.0)
+        if max_grad_norm is not None and _checked("max_grad_norm", max_grad_norm, least=0.0) == 0:
+            raise ValueError("`max_grad_norm` is 0; takes None or a number > 0")
+        self.max_grad_norm = max_grad_norm
+        self.parameters = [nn.Parameter(row.detach().float().clone()) for row in problem.latents]
+        self.optimizers = [optimizer([parameter]) for parameter in self.parameters]
+        for made in self.optimizers[:1]:
+            if not isinstance(made, torch.optim.Optimizer):
+                raise TypeError(f"`optimizer` made a {type(made).__name__}; takes what makes a torch.optim.Optimizer")
+            closure = inspect.signature(made.step).parameters.get("closure")
+            if closure is not None and closure.default is inspect.Parameter.empty:
+                raise ValueError(f"`optimizer` made a {type(made).__name__}, whose step needs a closure: takes others")
+
+    def ask(self) -> Tensor:
+        """The present noise: (B, 1, *latent_shape)."""
+        return torch.stack([parameter.detach() for parameter in self.parameters]).unsqueeze(1)
+
+    def tell(self, rewards: Tensor, gradients: Tensor | None = None) -> None:
+        """One step of each sample's optimizer; see `NoiseOptimizer.tell`."""
+        noise = self.ask().squeeze(1)
+        ascent = gradients.squeeze(1).float()
+        if self.regularization_weight:
+            ascent = ascent + self.regularization_weight * norm_log_likelihood_gradient(noise)
+        if self.max_grad_norm is not None:
+            norms = torch.linalg.vector_norm(ascent.flatten(1), dim=1)
+            # The epsilon is that of torch.nn.utils.clip_grad_norm_, which the paper uses.
+            factor = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+            ascent = ascent * factor.view(-1, *[1] * (ascent.ndim - 1))
+        for parameter, optimizer, row in zip(self.parameters, self.optimizers, ascent.unbind(), strict=True):
+            parameter.grad = -row
+            optimizer.step()
+
+
+def norm_log_likelihood(latents: Tensor) -> Tensor:
+    """K(z) = (d - 1) log ||z|| - ||z||^2 / 2, the log-density of the norm of noise up to a constant.
+
+    Args:
+        latents: (B, ...), floating, no sample all zero; d is the number of a sample's elements.
+
+    Returns:
+        (B,) float32, largest where ||z|| = sqrt(d - 1). Differentiable.
+
+    Raises:
+        ValueError: if a sample is all zero.
+
+    Source: Eyring et al., "ReNO: Enhancing One-step Text-to-Image Models through Reward-based Noise Optimization"
+    (arXiv 2406.04312), section 3; there the norm is taken in float16, here in float32.
+
+    Example:
+        >>> norm_log_likelihood(torch.ones(1, 4)).item()    # 3 log 2 - 2
+        0.0794415...
+    """
+    norms = torch.linalg.vector_norm(latents.float().flatten(1), dim=1)
+    if bool((norms == 0).any()):
+        raise ValueError("`latents` has a sample that is all zero, whose norm has no log-likelihood")
+    return (latents[0].numel() - 1) * norms.log() - 0.5 * norms.square()
+
+
+def norm_log_likelihood_gradient(latents: Tensor) -> Tensor:
+    """Its gradient z ((d - 1) / ||z||^2 - 1): (B, ...) float32.
+
+    Example:
+        >>> norm_log_likelihood_gradient(torch.ones(1, 4)).tolist()
+        [[-0.25, -0.25, -0.25, -0.25]]
+    """
+    z = latents.float()
+    squared = z.flatten(1).square().sum(1).view(-1, *[1] * (z.ndim - 1))
+    return z * ((latents[0].numel() - 1) / squared - 1)
+
+
+NOISE_OPTIMIZERS: dict[str, type[NoiseOptimizer]] = {"gradient": GradientAscent, "best-of-n": BestOfN}
+"""What `optimizer=` takes by name."""
+
+
+def make_noise_optimizer(optimizer: Any, problem: NoiseProblem, options: dict[str, Any]) -> NoiseOptimizer:
+    """A noise optimizer for a problem.
+
+    Args:
+        optimizer: a name in `NOISE_OPTIMIZERS`, a subclass of `NoiseOptimizer`, or a factory of torch optimizers,
+            which `GradientAscent` then uses.
+        problem: what it starts from.
+        options: keyword arguments of the class. For the paper's and the default ascent `lr`, `momentum` and
+            `nesterov` among them are those of the torch optimizer.
+
+    Raises:
+        ValueError: for an unknown name or a value out of range.
+        TypeError: for something else, or an option that the class doesn't have.
+    """
+    cls = noise_optimizer_class(optimizer)
+    options = dict(options)
+    if cls is GradientAscent:
+        named = isinstance(optimizer, str) or optimizer is GradientAscent
+        factory = options.pop("optimizer", SphereMomentum) if named else optimizer
+        inner = {name: options.pop(name) for name in tuple(options) if name not in _ASCENT}
+        options["optimizer"] = functools.partial(factory, **inner)
+    return cls(problem, **options)
+
+
+_ASCENT = ("regularization_weight", "max_grad_norm")
+
+
+def noise_optimizer_class(optimizer: Any) -> type[NoiseOptimizer]:
+    """The class behind what `optimizer=` takes; see `make_noise_optimizer`."""
+    if isinstance(optimizer, str):
+        if optimizer not in NOISE_OPTIMIZERS:
+            takes = ", ".join(NOISE_OPTIMIZERS)
+            raise ValueError(f"`optimizer` is {optimizer!r}; takes {takes}, or a factory of torch optimizers")
+        return NOISE_OPTIMIZERS[optimizer]
+    if isinstance(optimizer, type) and issubclass(optimizer, NoiseOptimizer):
+        return optimizer
+    if not callable(optimizer):
+        takes = f"a name ({', '.join(NOISE_OPTIMIZERS)}), a NoiseOptimizer class or a factory of torch optimizers"
+        raise TypeError(f"`optimizer` is a {type(optimizer).__name__}; takes {takes}")
+    return GradientAscent
+
+
+def _checked(name: str, value: Any, least: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}` is a {type(value).__name__}; takes a number")
+    if not math.isfinite(value) or value < least:
+        raise ValueError(f"`{name}` is {value}; takes a finite number >= {least:g}")
+    return float(value)

@@ -1,0 +1,63 @@
+"""Settings of noise optimization by name: how the noise moves, and how a model is to be called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .noise_sphere import SphereMomentum
+
+__all__ = ["NOISE_PRESETS", "NoisePreset"]
+
+
+@dataclass(frozen=True)
+class NoisePreset:
+    """One entry.
+
+    Attributes:
+        optimizer: settings of `GradientAscent` and its torch optimizer.
+        call: arguments of the stock call; those that a call gives itself hold.
+    """
+
+    optimizer: dict[str, Any]
+    call: dict[str, Any] = field(default_factory=dict)
+
+
+_DEFAULT = {"optimizer": SphereMomentum, "lr": 0.03, "momentum": 0.9}
+
+
+def _paper(lr: float = 5.0) -> dict[str, Any]:
+    """SGD with Nesterov's momentum on the clipped gradient: ReNO (arXiv 2406.04312), section 4 and its code."""
+    return {
+        "optimizer": torch.optim.SGD,
+        "lr": lr,
+        "momentum": 0.9,
+        "nesterov": True,
+        "max_grad_norm": 0.1,
+        "regularization_weight": 0.01,
+    }
+
+
+_ONE_STEP = {"num_inference_steps": 1, "guidance_scale": 0.0}
+NOISE_PRESETS: dict[str, NoisePreset] = {
+    "default": NoisePreset(_DEFAULT),
+    "paper": NoisePreset(_paper()),
+    # The paper's models as its code calls them. SDXL-Turbo has an Euler-ancestral scheduler with trailing steps,
+    # Hyper-SDXL an LCM scheduler and PixArt-DMD its own DDPM one.
+    "paper-sd-turbo": NoisePreset(_paper(), _ONE_STEP | {"height": 512, "width": 512}),
+    "paper-sdxl-turbo": NoisePreset(_paper(), _ONE_STEP | {"height": 512, "width": 512}),
+    "paper-hyper-sdxl": NoisePreset(_paper(10.0), {"timesteps": [800], "guidance_scale": 0.0}),
+    "paper-pixart-dmd": NoisePreset(
+        _paper(), {"timesteps": [400], "num_inference_steps": 1, "guidance_scale": 1.0, "height": 512, "width": 512}
+    ),
+    "paper-flux-schnell": NoisePreset(_paper(), _ONE_STEP | {"height": 512, "width": 512, "max_sequence_length": 256}),
+    # Few-step models that came later, called as their authors say.
+    "sd3.5-large-turbo": NoisePreset(_DEFAULT, {"num_inference_steps": 4, "guidance_scale": 0.0}),
+    "flux-schnell": NoisePreset(
+        _DEFAULT, {"num_inference_steps": 4, "guidance_scale": 0.0, "max_sequence_length": 256}
+    ),
+    "sana-sprint": NoisePreset(_DEFAULT, {"num_inference_steps": 2, "guidance_scale": 4.5}),
+    "z-image-turbo": NoisePreset(_DEFAULT, {"num_inference_steps": 9, "guidance_scale": 0.0}),
+}

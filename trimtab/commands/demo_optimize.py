@@ -1,0 +1,45 @@
+"""The part of ``trimtab demo`` that optimizes the noise of a picture."""
+
+from pathlib import Path
+from typing import Any
+
+from trimtab.commands.pictures import save_png
+
+__all__ = ["demo_optimize"]
+
+PROMPT = "three owls on a pink background"
+ITERATIONS = 25
+
+
+def demo_optimize(pipe: Any, folder: Path, seed: int = 0) -> Path:
+    """Optimizes one picture against the bundled reward and writes ``optimize.png``: the first to the best.
+
+    Args:
+        pipe: a stock pipeline.
+        folder: where to; it exists.
+        seed: of the noise to begin with.
+
+    Returns:
+        The file.
+    """
+    import torch
+
+    from trimtab.commands.edit import sequence_length
+    from trimtab.commands.optimize import BUNDLED_CALL
+    from trimtab.commands.optimize_report import Improvements
+    from trimtab.pipelines import NoiseOptimizationPipeline
+
+    improvements = Improvements()
+    optimized = NoiseOptimizationPipeline.from_pipe(pipe, reward="bundled")
+    optimized.set_progress_bar_config(desc="optimize", leave=False, disable=None)
+    result = optimized(
+        PROMPT,
+        num_optimization_steps=ITERATIONS,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        callback_on_iteration_end=improvements,
+        **BUNDLED_CALL,
+        **sequence_length(optimized),
+    )
+    path = folder / "optimize.png"
+    save_png(improvements.strip(0, int(result.best_step[0])), path, {"prompt": PROMPT, "seed": seed})
+    return path
