@@ -1,4 +1,4 @@
-"""Guidance rules as Diffusers guiders, and ``attach``, which puts them into any classic pipeline."""
+"""Guidance rules as Diffusers guiders, and ``attach``, which puts them into any pipeline, classic or modular."""
 
 from .adaptive_projected import RESCALE_RMS, AdaptiveProjectedGuidance, adaptive_projected_guidance, project
 from .attach import Attachment, attach
@@ -7,6 +7,7 @@ from .cfg_plus_plus import CFGPlusPlusGuidance
 from .classifier_free import ClassifierFreeGuidance
 from .frequency_decoupled import FrequencyDecoupledGuidance, from_laplacian_pyramid, laplacian_pyramid
 from .magnitude_aware import MagnitudeAwareGuidance
+from .modular import NoisyLatentsStep, with_noisy_latents
 from .prediction import AffinePrediction, NoiseSchedule, from_x0, to_x0
 from .statistics import contrast, saturation
 from .tangential import TangentialClassifierFreeGuidance, tangential
@@ -29,6 +30,7 @@ __all__ = [
     "IntervalGuidance",
     "MagnitudeAwareGuidance",
     "NoiseSchedule",
+    "NoisyLatentsStep",
     "PerturbedAttentionGuidance",
     "RESCALE_RMS",
     "SkipLayerGuidance",
@@ -44,6 +46,7 @@ __all__ = [
     "saturation",
     "tangential",
     "to_x0",
+    "with_noisy_latents",
 ]
 
 GUIDERS: dict[str, type[Guidance]] = {

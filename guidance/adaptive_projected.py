@@ -236,10 +236,9 @@ class AdaptiveProjectedGuidance(Guidance):
         self._current: torch.Tensor | None = None  # d of this step's first evaluation
         self._last_level = math.inf
 
-    def set_state(self, step: int, num_inference_steps: int, timestep: torch.Tensor | float | None) -> None:
+    def next_step(self) -> None:
         if self._current is not None:
             self._previous, self._current = self._current, None
-        super().set_state(step, num_inference_steps, timestep)
 
     def combine(self, pred_cond: torch.Tensor, pred_uncond: torch.Tensor) -> torch.Tensor:
         """The guided prediction in the network's own parametrisation, shape and dtype of ``pred_cond``.

@@ -1,63 +1,68 @@
-"""Any guidance rule in any classic pipeline: ``with attach(pipe, guider): pipe(...)``.
+"""Any guidance rule in any pipeline: ``with attach(pipe, guider): pipe(...)``.
 
-The stock pipeline runs as it is. Its denoiser is watched, so that the conditional and unconditional
+A classic pipeline runs as it is. Its denoiser is watched, so that the conditional and unconditional
 predictions are known; and its scheduler's ``step`` receives the rule's result in place of the pipeline's own
 combination. ``step`` also knows the noisy latent, unscaled, which denoised predictions need. Nothing of a
-pipeline is copied, and removal leaves nothing behind.
+pipeline is copied, and removal leaves nothing behind. Modular pipelines: see ``modular``.
 """
 
-import threading
-import weakref
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline
 from diffusers.guiders.guider_utils import BaseGuidance
 
 from trimtab.pipelines.families import FAMILIES, Family
 
-from .base import Guidance
+from .base import UNCOND, Guidance
+from .handle import Attachment
 from .interception import InterceptedModule, intercept_method, unwrapped
-from .run import GuidedRun, Rows
+from .modular import ModularAttachment, check_modular
+from .perturbation import Rows
+from .run import GuidedRun
 
 __all__ = ["Attachment", "attach"]
 
-_lock = threading.Lock()
-_attached: "weakref.WeakSet[Any]" = weakref.WeakSet()  # denoisers, schedulers and guiders in use
-
 
 def attach(
-    pipe: DiffusionPipeline,
+    pipe: DiffusionPipeline | ModularPipeline,
     guider: BaseGuidance,
     *,
     renormalize: bool | None = None,
     batch_extra: bool = True,
 ) -> "Attachment":
-    """Puts a guidance rule into a classic pipeline until the handle is removed.
+    """Puts a guidance rule into a pipeline until the handle is removed.
 
-    The guider's scale holds. The pipeline's own only switches the unconditional prediction on, so call the
-    pipeline with ``guidance_scale > 1`` (FLUX.1 and Qwen-Image: ``true_cfg_scale > 1`` and a negative
-    prompt); its own ``guidance_rescale`` has no effect. Compile the denoiser before attaching, not after.
+    In a modular pipeline ``guider`` takes the place of its guider components, and the loop tells it the noisy
+    latents and their noise level, so that every rule works as in classic pipelines. Without ``attach``,
+    ``pipe.update_components(guider=guider)`` does for rules that need neither. FLUX.1's modular pipeline has no
+    guider and is refused; the classic one with ``true_cfg_scale`` isn't.
+
+    In a classic pipeline the guider's scale holds. The pipeline's own only switches the unconditional prediction
+    on, so call the pipeline with ``guidance_scale > 1`` (FLUX.1 and Qwen-Image: ``true_cfg_scale > 1`` and a
+    negative prompt); its own ``guidance_rescale`` has no effect. Compile the denoiser before attaching, not after.
 
     A step that isn't guided (w = 1, outside an interval) costs the conditional half alone, in every family. Only the
     first step of image-to-image, inpainting and ControlNet runs may compute both halves for nothing: until the
     scheduler's first step it isn't known where such a run starts.
 
     Args:
-        pipe: a pipeline whose class is in ``trimtab.pipelines.families.FAMILIES``.
+        pipe: a pipeline whose class is in ``trimtab.pipelines.families.FAMILIES``, classic or modular.
         guider: a guider from here, or one of Diffusers' own on conditional and unconditional predictions.
         renormalize: whether the result gets the conditional prediction's norm, for each vector of the last
             dimension, as Qwen-Image and Lumina 2 do after their own guidance. None does what the family does
-            by default; pass False if you call Lumina 2 with ``cfg_normalization=False``.
+            by default; pass False if you call Lumina 2 with ``cfg_normalization=False``. Modular pipelines take
+            None alone: Qwen-Image's does it by itself.
         batch_extra: for rules with a third, weakened prediction: True computes it in the conditional one's call, on
-            a batch by one part larger; False in a call of its own, with less memory.
+            a batch by one part larger; False in a call of its own, with less memory. Modular pipelines always
+            call once for each prediction.
 
     Returns:
         A handle with ``remove()`` that is also a context manager.
 
     Raises:
-        NotImplementedError: for a pipeline without classifier-free guidance, or of an unknown class.
+        NotImplementedError: for a pipeline without classifier-free guidance or of an unknown class, or a rule that
+            can't be followed in it.
         TypeError: if ``guider`` is no guider.
         ValueError: if the guider needs other predictions than these two, or if it, the denoiser or the
             scheduler is attached already.
@@ -67,13 +72,18 @@ def attach(
         >>> with attach(pipe, AdaptiveProjectedGuidance(10.0)):                     # doctest: +SKIP
         ...     image = pipe("a cat", guidance_scale=10.0).images[0]
     """
+    if isinstance(pipe, ModularPipeline):
+        _check_guider(guider)
+        check_modular(pipe, guider, renormalize)
+        return ModularAttachment(pipe, guider)
     family = _family_of(pipe)
     if family.guidance.refusal is not None:
         raise NotImplementedError(f"{type(pipe).__name__} can't be guided: {family.guidance.refusal}")
     _check_guider(guider)
+    _check_networks(pipe, family, guider)
     if renormalize is None:
         renormalize = family.guidance.renormalized
-    return Attachment(pipe, guider, family, renormalize=renormalize, batch_extra=batch_extra)
+    return ClassicAttachment(pipe, guider, family, renormalize=renormalize, batch_extra=batch_extra)
 
 
 def _family_of(pipe: object) -> Family:
@@ -102,8 +112,21 @@ def _check_guider(guider: object) -> None:
         )
 
 
-class Attachment:
-    """A guider in a pipeline: the handle that ``attach`` returns."""
+def _check_networks(pipe: DiffusionPipeline, family: Family, guider: BaseGuidance) -> None:
+    """Consistency models and the like take the guidance scale as an input: their pipelines never predict twice."""
+    if UNCOND not in (guider.may_want if isinstance(guider, Guidance) else guider._input_predictions):
+        return
+    for name in family.denoisers:
+        size = getattr(getattr(getattr(pipe, name, None), "config", None), "time_cond_proj_dim", None)
+        if size is not None:
+            raise NotImplementedError(
+                f"{type(pipe).__name__} can't be guided: its `{name}` takes the guidance scale as an input "
+                f"(time_cond_proj_dim={size}), so whatever `guidance_scale` is there is no unconditional prediction"
+            )
+
+
+class ClassicAttachment(Attachment):
+    """A guider in a classic pipeline."""
 
     def __init__(
         self,
@@ -114,19 +137,18 @@ class Attachment:
         renormalize: bool,
         batch_extra: bool,
     ):
+        super().__init__(guider)
         rows = Rows()
         self._run = GuidedRun(
             pipe,
             guider,
-            family.guidance,
+            family,
             renormalize=renormalize,
             whole=_is_one_of(pipe, family.pipelines),
             rows=rows,
             batch_extra=batch_extra,
         )
         self._undo_scheduler: list[Callable[[], None]] = []
-        self._undo: list[Callable[[], None]] = []
-        self._claimed: list[Any] = []
         parts = {name: getattr(pipe, name, None) for name in family.denoisers}
         denoisers = {name: part for name, part in parts.items() if part is not None}
         self._denoisers: dict[str, InterceptedModule] = {}
@@ -142,40 +164,12 @@ class Attachment:
             self.remove()
             raise
 
-    def __enter__(self) -> "Attachment":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()
-
-    @property
-    def attached(self) -> bool:
-        """Whether the guider is in the pipeline."""
-        return bool(self._claimed)
-
     def remove(self) -> None:
-        """Takes the guider out; the pipeline is as it was. A second call does nothing."""
-        for undo in [*reversed(self._undo), *self._undo_scheduler]:
+        for undo in self._undo_scheduler:
             undo()
-        self._undo, self._undo_scheduler = [], []
+        self._undo_scheduler = []
+        super().remove()
         self._run.begin(None)
-        if isinstance(self._run.guider, Guidance):
-            self._run.guider.reset()
-            self._run.guider.set_sample(None, None)
-        with _lock:
-            for item in self._claimed:
-                _attached.discard(item)
-        self._claimed = []
-
-    def _claim(self, items: list[Any]) -> None:
-        with _lock:
-            for item in items:
-                if item in _attached:
-                    raise ValueError(f"{type(item).__name__} is attached already; remove that attachment first")
-            _attached.update(items)
-        self._claimed += items
 
     def _before(self, module: InterceptedModule, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         self._follow_scheduler()
@@ -190,9 +184,7 @@ class Attachment:
             undo()
         self._undo_scheduler = []
         if last is not None:
-            self._claimed.remove(last)
-            with _lock:
-                _attached.discard(last)
+            self._release([last])
         self._claim([scheduler])
         self._run.begin(scheduler)
         self._undo_scheduler = [

@@ -5,7 +5,16 @@ from typing import Any
 
 import torch
 
-__all__ = ["batch_rows", "halves_equal", "join", "output_value", "replace_output", "split", "take_rows"]
+__all__ = [
+    "batch_rows",
+    "halves_equal",
+    "join",
+    "output_value",
+    "replace_output",
+    "split",
+    "take_rows",
+    "token_grid",
+]
 
 
 def _leading(args: tuple, kwargs: dict) -> Any:
@@ -89,3 +98,32 @@ def replace_output(output: Any, value: Any) -> Any:
         return (value, *output[1:])
     make: Callable[..., Any] = type(output)
     return make(**{**output, "sample": value})
+
+
+def token_grid(args: tuple, kwargs: dict) -> tuple[int, int] | None:
+    """Rows and columns of a picture's tokens, from what a denoiser is told of their places; None if it takes none.
+
+    Args:
+        args: positional inputs.
+        kwargs: inputs by name: ``img_shapes`` (Qwen-Image), ``height`` and ``width`` (LTX), or ``img_ids``, whose
+            first columns are picture, row and column (FLUX). The last are read from the device.
+
+    Raises:
+        ValueError: if there is none of them.
+    """
+    latents = _leading(args, kwargs)
+    if not isinstance(latents, torch.Tensor) or latents.ndim != 3:
+        return None
+    if "img_shapes" in kwargs:
+        shape = kwargs["img_shapes"][0]
+        rows, columns = (shape[0] if isinstance(shape, list) else shape)[-2:]
+    elif "height" in kwargs and "width" in kwargs:
+        rows, columns = kwargs["height"], kwargs["width"]
+    elif "img_ids" in kwargs:
+        ids = kwargs["img_ids"]
+        ids = ids[0] if ids.ndim == 3 else ids
+        ids = ids[ids[:, 0] == ids[0, 0]]  # reference pictures have other numbers
+        rows, columns = (ids[:, 1:3].amax(0) + 1).tolist()
+    else:
+        raise ValueError(f"tokens can't be put in their places by {', '.join(kwargs)}")
+    return int(rows), int(columns)

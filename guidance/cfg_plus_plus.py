@@ -38,9 +38,13 @@ class CFGPlusPlusGuidance(Guidance):
             check_finite("guidance_scale (lambda of CFG++)", guidance_scale, low=0.0, high=1.0)
 
     @property
-    def is_guided(self) -> bool:
+    def guides(self) -> bool:
         # lambda = 1 still puts the unconditional noise back, so no lambda means "no guidance"
-        return self._enabled and self.in_window
+        return self._enabled
+
+    @property
+    def is_guided(self) -> bool:
+        return self.guides and self.in_window
 
     def combine(self, pred_cond: torch.Tensor, pred_uncond: torch.Tensor) -> torch.Tensor:
         if self._prediction is None or self._next_prediction is None:

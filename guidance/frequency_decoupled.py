@@ -66,8 +66,8 @@ class FrequencyDecoupledGuidance(Guidance):
 
         g = sum over the levels l of Laplacian pyramids:  u_l + w_l (d_perp + p_l d_par),  d = c_l - u_l
 
-    Low scales at low frequencies keep colours and diversity, high scales at high ones sharpen details. Needs latents
-    with two spatial dimensions: not the packed ones of FLUX and Qwen-Image.
+    Low scales at low frequencies keep colours and diversity, high scales at high ones sharpen details. ``attach`` puts
+    the tokens of FLUX, Qwen-Image and LTX in their places first; their modular pipelines can't have it.
 
     Args:
         guidance_scale: the scale of the highest frequencies; the lowest get half of it, levels between them evenly
@@ -81,6 +81,8 @@ class FrequencyDecoupledGuidance(Guidance):
     Raises:
         ValueError: if a number is out of range or lengths differ.
     """
+
+    needs_pictures = True
 
     @register_to_config
     def __init__(
@@ -116,13 +118,14 @@ class FrequencyDecoupledGuidance(Guidance):
         self.parallel_weights = list(parallel_weights)
 
     @property
-    def is_guided(self) -> bool:
-        return self._enabled and self.in_window and any(scale != 1 for scale in self.guidance_scales)
+    def guides(self) -> bool:
+        return self._enabled and any(scale != 1 for scale in self.guidance_scales)
 
     def combine(self, pred_cond: torch.Tensor, pred_uncond: torch.Tensor) -> torch.Tensor:
         if pred_cond.ndim not in (4, 5):
             raise ValueError(
-                f"frequencies need latents (B, C, H, W) or (B, C, frames, H, W), got {tuple(pred_cond.shape)}"
+                f"frequencies need latents (B, C, H, W) or (B, C, frames, H, W), got {tuple(pred_cond.shape)}; "
+                "attach() to a classic pipeline puts tokens in their places"
             )
         levels = len(self.guidance_scales)
         c, u = (laplacian_pyramid(self._as_pictures(p), levels) for p in (pred_cond, pred_uncond))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["InterceptedModule", "intercept_method", "unwrapped"]
+__all__ = ["InterceptedModule", "intercept_method", "redirect", "unwrapped"]
 
 _ABSENT = object()
 
@@ -34,6 +34,12 @@ def _put_back(owner: object, name: str, replacement: Any, own: Any) -> None:
         delattr(owner, name)
     else:
         setattr(owner, name, own)
+
+
+def redirect(module: torch.nn.Module, target: Callable[..., Any]) -> Callable[[], None]:
+    """Calls of a module, compiled in place or not, go to ``target``; returns what undoes it."""
+    name = "forward" if getattr(module, "_compiled_call_impl", None) is None else "_compiled_call_impl"
+    return intercept_method(module, name, lambda _, *args, **kwargs: target(*args, **kwargs))
 
 
 class InterceptedModule:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 __all__ = [
+    "Rows",
     "attentions",
     "blocks_of",
     "chosen",
@@ -21,6 +23,14 @@ __all__ = [
 
 Undo = Callable[[], None]
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+@dataclass
+class Rows:
+    """Which rows of a denoiser's batch are the weakened copy: those from ``start`` on, none if it is None."""
+
+    start: int | None = None
+    total: int = 0
 
 
 def blocks_of(denoiser: torch.nn.Module) -> list[torch.nn.Module]:

@@ -6,22 +6,16 @@ from typing import Any
 import torch
 from diffusers.guiders.guider_utils import BaseGuidance
 
-from trimtab.pipelines.families import GuidanceTraits
+from trimtab.pipelines.families import Family
+from trimtab.pipelines.latents import from_tokens, to_tokens
 
 from .base import COND, UNCOND, WEAK, Guidance
-from .batching import batch_rows, halves_equal, join, output_value, replace_output, split, take_rows
+from .batching import batch_rows, halves_equal, join, output_value, replace_output, split, take_rows, token_grid
 from .interception import InterceptedModule
-from .prediction import NoiseSchedule
+from .perturbation import Rows
+from .progress import RunProgress
 
-__all__ = ["GuidedRun", "Rows"]
-
-
-@dataclass
-class Rows:
-    """Which rows of a denoiser's batch are the weakened copy: those from ``start`` on, none if it is None."""
-
-    start: int | None = None
-    total: int = 0
+__all__ = ["GuidedRun"]
 
 
 @dataclass
@@ -42,7 +36,7 @@ class GuidedRun:
     Args:
         pipe: the pipeline.
         guider: the rule.
-        traits: how the pipeline's family calls for guidance.
+        family: the pipeline's.
         renormalize: whether results get the conditional prediction's norm along the last dimension.
         whole: whether the pipeline's runs begin at the scheduler's first timestep, as text-to-image ones do.
         rows: shared with the guider's perturbations of the denoiser.
@@ -53,24 +47,23 @@ class GuidedRun:
         self,
         pipe: Any,
         guider: BaseGuidance,
-        traits: GuidanceTraits,
+        family: Family,
         *,
         renormalize: bool,
         whole: bool,
         rows: Rows,
         batch_extra: bool,
     ):
-        self.pipe, self.guider, self.traits = pipe, guider, traits
+        self.pipe, self.guider, self.traits, self.patch = pipe, guider, family.guidance, family.patch
         self.renormalize, self.whole, self.rows, self.batch_extra = renormalize, whole, rows, batch_extra
         self.begin(None)
 
     def begin(self, scheduler: Any) -> None:
         """A new run, with this scheduler."""
         self.scheduler = scheduler
-        self._schedule: NoiseSchedule | None = None
-        self._first: int | None = None  # index of the run's first step among the scheduler's timesteps
+        self._progress = RunProgress(scheduler, whole=self.whole)
         self._batch: int | None = None
-        self._evaluation = 0
+        self._grid: tuple[int, int] | None = None
         self._had_uncond = False
         self._skipping: InterceptedModule | None = None
         self._end_evaluation()
@@ -108,6 +101,8 @@ class GuidedRun:
         if COND in expected and WEAK in self._wanted and self.batch_extra and self._weak_model is None:
             computed.append(WEAK)
         self._call = _Call(expected, computed, (args, kwargs))
+        if self._grid is None and getattr(self.guider, "needs_pictures", False):
+            self._grid = token_grid(args, kwargs)
         size = batch_rows(args, kwargs) // len(expected)
         self.rows.total = size * len(computed)
         self.rows.start = size * (len(computed) - 1) if WEAK in computed else None
@@ -174,7 +169,7 @@ class GuidedRun:
 
     def _begin_evaluation(self) -> None:
         """Sets the guider's state before the denoiser runs, as far as it is known yet."""
-        index = self._known_index()
+        index = self._progress.known_index()
         self._certain = index is not None
         self._set_state(0 if index is None else index)
         self._tell_sample(index, None)
@@ -199,13 +194,13 @@ class GuidedRun:
             return original(model_output, timestep, sample, *args, **kwargs)
         self._batch = sample.shape[0]
         predictions = {name: self._as_prediction(value, model_output) for name, value in predictions.items()}
-        index = self._index(timestep)
+        index = self._progress.index(timestep)
         if not self._certain:
             self._set_state(index)
         self._tell_sample(index, sample)
         guided = self._guide(predictions)
         self._end_evaluation()
-        self._evaluation += 1
+        self._progress.evaluation += 1
         return original(guided.to(model_output.dtype), timestep, sample, *args, **kwargs)
 
     def _as_prediction(self, output: Any, model_output: torch.Tensor) -> torch.Tensor:
@@ -230,12 +225,20 @@ class GuidedRun:
         self._had_uncond = self._had_uncond or UNCOND in predictions
         batches = self.guider.prepare_inputs({})
         for batch, name in zip(batches, names, strict=True):
-            batch.noise_pred = predictions[name]
+            batch.noise_pred = self._as_picture(predictions[name])
         guided = self.guider(batches).pred
+        if self._grid is not None and predictions[COND].ndim == 3:
+            guided = to_tokens(guided, self.patch)
         if self.renormalize and UNCOND in names:
             norms = [torch.linalg.vector_norm(p, dim=-1, keepdim=True) for p in (predictions[COND], guided)]
             guided = guided * (norms[0] / norms[1])
         return guided
+
+    def _as_picture(self, prediction: torch.Tensor) -> torch.Tensor:
+        """Tokens in their places, where the guider needs that."""
+        if self._grid is None or prediction.ndim != 3:
+            return prediction
+        return from_tokens(prediction, self.patch, *(self.patch * size for size in self._grid))
 
     def _names(self) -> list[str]:
         """The predictions that the guider takes at this evaluation."""
@@ -256,45 +259,17 @@ class GuidedRun:
     # ---- where the run is ----------------------------------------------------------------------------------
 
     def _set_state(self, index: int) -> None:
-        order = getattr(self.scheduler, "order", 1)
-        if self._evaluation % order:
-            return
-        step = self._evaluation // order
-        left = len(self.scheduler.timesteps) - index
-        self.guider.set_state(step, step + -(-left // order), self.scheduler.timesteps[index])
+        progress = self._progress
+        if progress.begins_step:
+            left = len(self.scheduler.timesteps) - index
+            self.guider.set_state(
+                progress.step, progress.step + -(-left // progress.order), self.scheduler.timesteps[index]
+            )
 
     def _tell_sample(self, index: int | None, sample: torch.Tensor | None) -> None:
         if not isinstance(self.guider, Guidance):
             return
-        if self._schedule is None:
-            try:
-                self._schedule = NoiseSchedule(self.scheduler)
-            except NotImplementedError:
-                if self.guider.needs_sample:
-                    raise
-                index = None
-        if index is None:
-            self.guider.set_sample(sample, None)
-        else:
-            self.guider.set_sample(sample, self._schedule[index], self._schedule[index + 1])
-
-    def _known_index(self) -> int | None:
-        """Which of the scheduler's timesteps comes, if that can be told without asking the device."""
-        if self._first is not None:
-            return self._first + self._evaluation
-        index = getattr(self.scheduler, "step_index", None)
-        if index is None:
-            index = getattr(self.scheduler, "begin_index", None)
-        return 0 if index is None and self.whole else index
-
-    def _index(self, timestep: Any) -> int:
-        """Which of the scheduler's timesteps this is, read from the device at most once a run."""
-        if self._first is None:
-            if hasattr(self.scheduler, "_init_step_index") and self.scheduler.step_index is None:
-                self.scheduler._init_step_index(timestep)  # what its step() would do first
-            index = self._known_index()
-            if index is None:
-                self._schedule = self._schedule or NoiseSchedule(self.scheduler)
-                index = self._schedule.index_of(timestep)
-            self._first = index - self._evaluation
-        return self._first + self._evaluation
+        levels = (None, None)
+        if index is not None:
+            levels = self._progress.predictions(index, required=self.guider.needs_sample)
+        self.guider.set_sample(sample, *levels)

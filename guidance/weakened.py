@@ -9,7 +9,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.guiders.guider_utils import BaseGuidance, GuiderOutput  # noqa: F401  loading looks for it here
 
 from .base import COND, UNCOND, WEAK, Guidance, Scale, check_finite
+from .interception import redirect
 from .perturbation import (
+    Rows,
     attentions,
     blocks_of,
     chosen,
@@ -35,6 +37,7 @@ class _Weakened(Guidance):
 
     _input_predictions = [COND, UNCOND, WEAK]
     layers: list[int] | None = None
+    weak_denoiser: torch.nn.Module | None = None
 
     def _init(
         self, guidance_scale: Scale, weak_scale: float, window: tuple[float, float], layers: Any, enabled: bool
@@ -83,6 +86,10 @@ class _Weakened(Guidance):
     def wanted(self) -> list[str]:
         return [COND] + [UNCOND] * self.is_guided + [WEAK] * self.weakens
 
+    @property
+    def may_want(self) -> list[str]:
+        return [COND] + [UNCOND] * self.guides + [WEAK] * (self._enabled and self.weak_scale != 0)
+
     def forward(
         self,
         pred_cond: torch.Tensor,
@@ -100,9 +107,11 @@ class _Weakened(Guidance):
 
     def prepare_models(self, denoiser: torch.nn.Module) -> None:
         super().prepare_models(denoiser)
-        if self.wanted[self._count_prepared - 1] == WEAK:
-            from .run import Rows
-
+        if self.wanted[self._count_prepared - 1] != WEAK:
+            return
+        if self.weak_denoiser is not None:
+            self._undo_own = redirect(denoiser, self.weak_denoiser)
+        else:
             self._undo_own = self.install(denoiser, Rows(start=0, total=1))
 
     def cleanup_models(self, denoiser: torch.nn.Module) -> None:

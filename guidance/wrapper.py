@@ -42,6 +42,10 @@ class _Wrapper(Guidance):
     def needs_sample(self) -> bool:
         return self.guider.needs_sample
 
+    @property
+    def needs_pictures(self) -> bool:
+        return self.guider.needs_pictures
+
     def set_state(self, step: int, num_inference_steps: int, timestep: torch.Tensor | float | None) -> None:
         super().set_state(step, num_inference_steps, timestep)
         self.guider.set_state(step, num_inference_steps, timestep)
@@ -55,8 +59,20 @@ class _Wrapper(Guidance):
         super().set_sample(sample, prediction, next_prediction)
         self.guider.set_sample(sample, prediction, next_prediction)
 
+    def expect(self, *told: Any) -> None:
+        super().expect(*told)
+        self.guider.expect(*told)
+
     def reset(self) -> None:
         self.guider.reset()
+
+    def release(self) -> None:
+        self.guider.release()
+        super().release()
+
+    @property
+    def guides(self) -> bool:
+        return self._enabled and self.guider.guides
 
     @property
     def is_guided(self) -> bool:
@@ -72,7 +88,7 @@ class _Wrapper(Guidance):
 
     @property
     def may_want(self) -> list[str]:
-        return self.guider.may_want
+        return self.guider.may_want if self._enabled else [COND]
 
     @property
     def weak_denoiser(self) -> torch.nn.Module | None:
@@ -158,6 +174,15 @@ class IntervalGuidance(_Wrapper):
             return True  # without a noise level: both predictions may be needed
         low, high = self.sigma_range
         return low < self.sigma <= high
+
+    @property
+    def needs_sample(self) -> bool:
+        return self.sigma_range is not None or super().needs_sample
+
+    def forward(self, pred_cond: torch.Tensor, **predictions: torch.Tensor | None) -> GuiderOutput:
+        if self.sigma_range is not None and self._prediction is None:
+            raise RuntimeError("`sigma_range` needs the noise level: use attach(), or call set_sample()")
+        return super().forward(pred_cond, **predictions)
 
 
 class GuidanceRescale(_Wrapper):

@@ -26,6 +26,7 @@ class GuidanceTraits:
         switch: what makes the pipeline predict both.
         refusal: why there is no classifier-free guidance, where there is none.
         variants: names of the family's stock classes for other tasks, which ask for guidance in the same way.
+        modular: names of the family's modular pipelines, with a guider component or without.
         unbatched: inputs of the denoiser without a batch axis whose first axis might have the batch's length.
     """
 
@@ -37,6 +38,7 @@ class GuidanceTraits:
     switch: str = "guidance_scale > 1"
     refusal: str | None = None
     variants: tuple[str, ...] = ()
+    modular: tuple[str, ...] = ()
     unbatched: tuple[str, ...] = ()
 
 
@@ -113,6 +115,7 @@ FAMILIES: tuple[Family, ...] = (
                 "StableDiffusionXLControlNetImg2ImgPipeline",
                 "StableDiffusionXLControlNetInpaintPipeline",
             ),
+            modular=("StableDiffusionXLModularPipeline",),
         ),
         prompt_outputs=_POOLED,
         upcast_autoencoder=True,
@@ -127,6 +130,7 @@ FAMILIES: tuple[Family, ...] = (
                 "StableDiffusion3ControlNetPipeline",
                 "StableDiffusion3ControlNetInpaintingPipeline",
             ),
+            modular=("StableDiffusion3ModularPipeline",),
         ),
         prompt_outputs=_POOLED,
     ),
@@ -137,6 +141,7 @@ FAMILIES: tuple[Family, ...] = (
             calls="separate",
             switch=_TRUE_CFG,
             variants=("FluxImg2ImgPipeline", "FluxInpaintPipeline", "FluxControlNetPipeline"),
+            modular=("FluxModularPipeline",),
         ),
         prompt_outputs=("prompt_embeds", "pooled_prompt_embeds", "text_ids"),
         shared_outputs=("text_ids",),
@@ -176,7 +181,9 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         name="qwen-image",
         pipelines=("QwenImagePipeline",),
-        guidance=GuidanceTraits(calls="separate", renormalized=True, switch=_TRUE_CFG),
+        guidance=GuidanceTraits(
+            calls="separate", renormalized=True, switch=_TRUE_CFG, modular=("QwenImageModularPipeline",)
+        ),
         guidance_argument="true_cfg_scale",
         prompt_outputs=("prompt_embeds", "prompt_embeds_mask"),
         tokens=True,
@@ -187,7 +194,9 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         name="z-image",
         pipelines=("ZImagePipeline",),
-        guidance=GuidanceTraits(conditional_first=True, negated=True, scale_offset=-1.0),
+        guidance=GuidanceTraits(
+            conditional_first=True, negated=True, scale_offset=-1.0, modular=("ZImageModularPipeline",)
+        ),
         prompt_outputs=_PAIR,
     ),
     Family(
@@ -213,7 +222,7 @@ FAMILIES: tuple[Family, ...] = (
         name="wan",
         pipelines=("WanPipeline",),
         denoisers=("transformer", "transformer_2"),  # 2.2 has one for high noise and one for low
-        guidance=GuidanceTraits(calls="separate"),
+        guidance=GuidanceTraits(calls="separate", modular=("WanModularPipeline",)),
         prompt_outputs=_PAIR,
         video=True,
         frame_axis=True,
@@ -223,6 +232,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         name="ltx",
         pipelines=("LTXPipeline",),
+        guidance=GuidanceTraits(modular=("LTXModularPipeline",)),
         prompt_outputs=_MASKED,
         tokens=True,
         video=True,
@@ -232,7 +242,9 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         name="flux-2-klein",
         pipelines=("Flux2KleinPipeline",),
-        guidance=GuidanceTraits(calls="separate"),
+        guidance=GuidanceTraits(
+            calls="separate", modular=("Flux2KleinModularPipeline", "Flux2KleinBaseModularPipeline")
+        ),
         prompt_outputs=("prompt_embeds", "text_ids"),
         patch=2,
         normalization="batch-norm",
@@ -242,7 +254,8 @@ FAMILIES: tuple[Family, ...] = (
         name="flux-2",
         pipelines=("Flux2Pipeline",),
         guidance=GuidanceTraits(
-            refusal="its guidance is distilled into the network, there is no unconditional prediction"
+            refusal="its guidance is distilled into the network, there is no unconditional prediction",
+            modular=("Flux2ModularPipeline",),
         ),
         prompt_outputs=("prompt_embeds", "text_ids"),
         patch=2,

@@ -264,7 +264,7 @@ def test_window_and_scale_one_need_no_second_prediction():
     wanted = []
     for step in range(8):
         guider.set_state(step, 8, None)
-        wanted.append(guider.num_conditions)
+        wanted.append(len(guider.wanted))
     assert wanted == [1, 1, 2, 2, 2, 2, 1, 1]
     assert AdaptiveProjectedGuidance(1.0).num_conditions == 1
     assert AdaptiveProjectedGuidance(5.0, enabled=False).num_conditions == 1

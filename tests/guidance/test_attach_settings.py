@@ -3,6 +3,7 @@
 import threading
 
 import diffusers
+import peft
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
@@ -11,8 +12,11 @@ from tests.more_tiny_pipelines import GUIDED, guided_pipeline, wan
 from tests.tiny_pipelines import NUMPY_IN_SCHEDULERS
 from trimtab.guidance import (
     AdaptiveProjectedGuidance,
+    AutoGuidance,
     CFGPlusPlusGuidance,
     ClassifierFreeGuidance,
+    FrequencyDecoupledGuidance,
+    IntervalGuidance,
     PerturbedAttentionGuidance,
     attach,
 )
@@ -185,8 +189,27 @@ def test_offloading_hooks(name):
     assert not pipe.transformer._forward_hooks
 
 
-def test_lora():
-    peft = pytest.importorskip("peft")
+@pytest.mark.parametrize("name", ["sd15", "sd3"])
+def test_model_cpu_offload(name):
+    """Components come to the device of execution one by one; a CPU may be that device."""
+    pipe = guided_pipeline(name)
+    expected = guided(pipe, name)
+    pipe.enable_model_cpu_offload(device="cpu")
+    denoiser = pipe.unet if name == "sd15" else pipe.transformer
+    hook, hooked = denoiser._hf_hook, denoiser.forward
+    uses = []
+    hook.pre_forward = lambda module, *args, **kwargs: uses.append(module) or (args, kwargs)
+    assert torch.equal(guided(pipe, name), expected)
+    assert len(uses) == 3 and all(module is denoiser for module in uses)
+    assert denoiser._hf_hook is hook and denoiser.forward is hooked
+    with attach(pipe, AdaptiveProjectedGuidance(9.0)):  # and put on anew while attached
+        pipe.enable_model_cpu_offload(device="cpu")
+        assert torch.equal(run(pipe, name), expected)
+    pipe.remove_all_hooks()
+    assert torch.equal(guided(pipe, name), expected) and not denoiser._forward_hooks
+
+
+def test_lora_made_in_place():
     pipe = guided_pipeline("sd3")
     base = guided(pipe, "sd3")
     with attach(pipe, AdaptiveProjectedGuidance(9.0)):
@@ -196,6 +219,25 @@ def test_lora():
         pipe.transformer.disable_adapters()
         assert torch.allclose(run(pipe, "sd3"), base, atol=1e-5)
     assert not torch.allclose(changed, base, atol=1e-4)
+
+
+def test_lora_loaded_from_a_file(tmp_path):
+    """Loaded before or while a guider is attached, the same; unloaded, as before."""
+    pipe, donor = guided_pipeline("sd3"), guided_pipeline("sd3").transformer
+    base = guided(pipe, "sd3")
+    donor.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    weights = peft.get_peft_model_state_dict(donor)
+    type(pipe).save_lora_weights(tmp_path, transformer_lora_layers=weights)
+    pipe.load_lora_weights(tmp_path, adapter_name="a")
+    before = guided(pipe, "sd3")
+    assert not torch.allclose(before, base, atol=1e-3)
+    pipe.unload_lora_weights()
+    with attach(pipe, AdaptiveProjectedGuidance(9.0)):
+        pipe.load_lora_weights(tmp_path, adapter_name="a")
+        assert torch.allclose(run(pipe, "sd3"), before, atol=1e-5)
+        pipe.unload_lora_weights()
+        assert torch.allclose(run(pipe, "sd3"), base, atol=1e-5)
+    assert torch.allclose(guided(pipe, "sd3"), base, atol=1e-5)
 
 
 def test_callback_sees_and_changes_latents():
@@ -225,7 +267,7 @@ def test_several_images_and_negative_prompts(name):
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd3", "flux", "sana", "z-image", "wan"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_half_precision(name, dtype):
     pipe = guided_pipeline(name).to(dtype=dtype)
     call = GUIDED[name].call([0], 5.0)
@@ -308,6 +350,40 @@ def test_renormalization_can_be_turned_off():
         assert torch.allclose(run(pipe, "lumina-2", 2.0), own, atol=1e-5)
 
 
+TOKENS = {
+    "flux": lambda pipe, z: pipe._unpack_latents(z, 16, 16, pipe.vae_scale_factor),
+    "qwen-image": lambda pipe, z: pipe._unpack_latents(z, 16, 16, pipe.vae_scale_factor)[:, :, 0],
+    "ltx": lambda pipe, z: pipe._unpack_latents(z, 3, 8, 8, 1, 1),
+    "flux-2-klein": lambda pipe, z: pipe._unpatchify_latents(z.transpose(1, 2).unflatten(2, (4, 4))),
+}
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_frequencies_of_tokens(name):
+    """They are put in their places, as the pipeline itself does for its autoencoder, and back."""
+    seen, kept = [], []
+
+    class Watching(FrequencyDecoupledGuidance):
+        def combine(self, pred_cond, pred_uncond):
+            seen.append((pred_cond, pred_uncond))
+            return super().combine(pred_cond, pred_uncond)
+
+    class Keeping(ClassifierFreeGuidance):
+        def combine(self, pred_cond, pred_uncond):
+            kept.append((pred_cond, pred_uncond))
+            return super().combine(pred_cond, pred_uncond)
+
+    pipe = guided_pipeline(name)
+    plain = guided(pipe, name, Keeping(5.0))
+    same = guided(pipe, name, Watching(guidance_scales=[5.0, 5.0]))
+    assert (same - plain).abs().max() <= 1e-4 * plain.abs().max()
+    for tokens, picture in zip(kept[0], seen[0], strict=True):
+        expected = TOKENS[name](pipe, tokens)
+        picture = picture if expected.ndim == 5 else picture[:, :, 0]
+        assert torch.allclose(picture, expected, atol=1e-6)
+    assert not torch.allclose(guided(pipe, name, IntervalGuidance(guider=Watching(5.0), start=0.0)), plain, atol=1e-6)
+
+
 def test_two_denoisers():
     """Wan 2.2: one transformer for high noise, another for low; guidance in both."""
     pipe = guided_pipeline("wan")
@@ -321,6 +397,16 @@ def test_two_denoisers():
         assert torch.allclose(run(both, "wan", 2.0, steps=4), own, atol=1e-5)
     assert not torch.allclose(own, run(pipe, "wan", steps=4), atol=1e-3)
     assert not other._forward_hooks and not pipe.transformer._forward_hooks
+
+
+def test_networks_that_take_the_scale_as_an_input():
+    """Latent consistency models: no guidance_scale makes their pipeline predict twice; autoguidance needs no second."""
+    pipe = guided_pipeline("sd15")
+    pipe.unet = diffusers.UNet2DConditionModel.from_config(pipe.unet.config, time_cond_proj_dim=8)
+    for guider in (AdaptiveProjectedGuidance(5.0), diffusers.ClassifierFreeGuidance(5.0)):
+        with pytest.raises(NotImplementedError, match=r"`unet` takes the guidance scale as an input .*=8"):
+            attach(pipe, guider)
+    assert not torch.equal(guided(pipe, "sd15", AutoGuidance(2.0)), guided(pipe, "sd15", AutoGuidance(1.0)))
 
 
 def test_pipelines_without_guidance():

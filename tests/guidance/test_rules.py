@@ -310,7 +310,7 @@ def test_interval_in_steps():
         guider.set_state(step, 10, None)
         guided.append(guider.is_guided)
     assert guided == [False] * 3 + [True] * 3 + [False] * 4
-    assert guider.num_conditions == 1
+    assert guider.wanted == ["pred_cond"] and guider.num_conditions == 2  # of the step, of the run
     for bad in ((1.0,), (2.0, 1.0), (math.nan, 1.0)):
         with pytest.raises(ValueError, match="sigma_range"):
             IntervalGuidance(3.0, sigma_range=bad)
