@@ -204,13 +204,8 @@ def _start(
         return functional.normalize(direction.detach().to(pair.x).reshape(batch, dim), dim=-1)
     options = {"generator": generator, "device": pair.x.device, "dtype": pair.x.dtype}
     theta = sample_directions(num_projections, dim, **options)
-    best = pair.x.new_full((batch,), -math.inf)
-    chosen = theta.new_zeros(batch, dim)
-    for one in theta:
-        value = paired_cost(pair, one.expand(batch, 1, dim), p, backend)
-        chosen = torch.where((value > best)[:, None], one, chosen)
-        best = torch.maximum(best, value)
-    return chosen
+    value = paired_cost(pair, theta.expand(batch, -1, -1), p, backend, slices=True)
+    return theta[value.argmax(1)]
 
 
 def _check_ascent(steps: int, learning_rate: float, p: float) -> None:

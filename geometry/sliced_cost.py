@@ -1,7 +1,8 @@
 """The sliced cost with its gradient in one pass, chunk by chunk: nothing of size (B, L, N) is ever held.
 
 A sorted difference knows its own derivative, so the gradients in the points, (B, N, d), and in the directions,
-(B, L, d), are accumulated while the value is computed, and only they are kept for the backward pass.
+(B, L, d), are accumulated while the value is computed, and only they are kept for the backward pass. Second
+derivatives are computed anew by plain operations, with memory O(B L N).
 """
 
 from __future__ import annotations
@@ -11,12 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .one_dimensional import _cumulative, merged_quantiles, weighted_quantiles
+from .one_dimensional import _cumulative, merged_quantiles, wasserstein_1d, weighted_quantiles
 from .sorting import sort_rows, sort_rows_with_order
 
-__all__ = ["SlicedCost", "chunks"]
+__all__ = ["SlicedCost", "chunks", "slice_costs"]
 
 _CPU_ELEMENTS = 1 << 19  # 2 MB of float32: a chunk stays in the cache
 _OTHER_ELEMENTS = 1 << 24
@@ -77,14 +77,47 @@ class SlicedCost(torch.autograd.Function):
                 if wants_theta:
                     grad_theta[clouds, slices] -= slope @ others
         grads = [None if grad is None else grad.div_(count) for grad in (grad_x, grad_y, grad_theta)]
-        ctx.save_for_backward(*grads)
+        ctx.save_for_backward(*grads, x, y, theta, x_weights, y_weights, v_sorted)
+        ctx.p = p
         return cost.div_(count)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph: second derivatives, through plain operations
+            return (*_differentiable_gradients(ctx, upstream), *[None] * 6)
         factor = upstream[:, None, None]
-        return (*(None if grad is None else factor * grad for grad in ctx.saved_tensors), *[None] * 6)
+        return (*(None if grad is None else factor * grad for grad in ctx.saved_tensors[:3]), *[None] * 6)
+
+
+def _differentiable_gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
+    x, y, theta, x_weights, y_weights, v_sorted = ctx.saved_tensors[3:]
+    weights = [None if w is None else w[:, None].to(x.dtype) for w in (x_weights, y_weights)]
+    v = v_sorted if y is None else theta @ y.mT
+    cost = wasserstein_1d(theta @ x.mT, v, *weights, p=ctx.p).mean(-1)
+    wanted = [t for t, needed in zip((x, y, theta), ctx.needs_input_grad[:3], strict=True) if needed]
+    found = iter(torch.autograd.grad(cost, wanted, upstream, create_graph=True))
+    return [next(found) if needed else None for needed in ctx.needs_input_grad[:3]]
+
+
+@torch.no_grad()
+def slice_costs(
+    x: Tensor,
+    y: Tensor,
+    theta: Tensor,
+    x_weights: Tensor | None,
+    y_weights: Tensor | None,
+    p: float,
+    backend: str,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """``W_p^p`` along each direction, (B, L), without gradients; arguments as :class:`SlicedCost`'s."""
+    cost = x.new_empty(theta.shape[:2])
+    for clouds, slices in chunks(*theta.shape[:2], max(x.shape[1], y.shape[1]), x.device, chunk_size):
+        u, u_order = _sorted(theta[clouds, slices] @ x[clouds].mT, backend, ordered=x_weights is not None)
+        v, v_order = _sorted(theta[clouds, slices] @ y[clouds].mT, backend, ordered=y_weights is not None)
+        weights = [None if w is None else w[clouds, None] for w in (x_weights, y_weights)]
+        cost[clouds, slices] = _compare(u, v, u_order, v_order, *weights, p, False)[0]
+    return cost
 
 
 def chunks(

@@ -10,7 +10,7 @@ from torch import Tensor
 from .clouds import CloudPair, check_cloud, check_pair, safe_root
 from .directions import Directions, sample_directions
 from .one_dimensional import check_order, wasserstein_1d
-from .sliced_cost import SlicedCost, chunks
+from .sliced_cost import SlicedCost, chunks, slice_costs
 from .sorting import sort_rows
 
 __all__ = ["Backend", "Reduction", "SlicedTarget", "sliced_wasserstein"]
@@ -110,8 +110,8 @@ def sliced_wasserstein(
         generator: of the random directions.
         chunk_size: number of directions at once; None takes what fits the cache.
         backend: ``"numpy"`` sorts on the CPU, ``"torch"`` anywhere, ``"auto"`` picks. Their gradients are made in the
-            forward pass, once differentiable. ``"autograd"`` is plain torch, for second derivatives, ``torch.func``
-            and ``torch.compile``, with memory O(B L N); ``reduction="slices"`` and gradients of ``pairwise`` use it.
+            forward pass. ``"autograd"`` is plain torch, for ``torch.func`` and ``torch.compile``, with memory
+            O(B L N); second derivatives, and gradients of ``reduction="slices"`` and ``pairwise``, use it anyway.
 
     Returns:
         (B,), or a scalar for one cloud or ``reduction="mean"``; (B, L) or (L,) for ``"slices"``; (A, B) for
@@ -135,10 +135,13 @@ def sliced_wasserstein(
     else:
         pair = check_pair(x, y, x_weights, y_weights, pairwise=pairwise)
         theta = _directions(pair, num_projections, projections, directions, generator)
+        if pairwise and theta.ndim == 3:
+            raise ValueError(f"`projections` must have shape (L, d) with `pairwise`, got {tuple(theta.shape)}")
         if pairwise:
             with torch.autocast(pair.x.device.type, enabled=False):
                 cost = _pairwise_cost(pair, theta, p, chunk_size, backend)
         else:
+            theta = theta if theta.ndim == 3 else theta.expand(len(pair.x), -1, -1)
             cost = paired_cost(pair, theta, p, backend, chunk_size, slices=reduction == "slices")
         batched, dtype = pair.batched, pair.dtype
     if root:
@@ -159,12 +162,15 @@ def paired_cost(
 ) -> Tensor:
     """Mean over slices (B,), or each slice's (B, L), of ``W_p^p`` along given directions (B, L, d)."""
     with torch.autocast(theta.device.type, enabled=False):
-        if slices or backend == "autograd" or torch.compiler.is_compiling():
+        differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (pair.x, pair.y, theta))
+        if (slices and differentiable) or backend == "autograd" or torch.compiler.is_compiling():
             weights = [None if w is None else w[:, None].to(theta.dtype) for w in (pair.x_weights, pair.y_weights)]
             cost = wasserstein_1d(theta @ pair.x.mT, theta @ pair.y.mT, *weights, p=p)
             return cost if slices else cost.mean(-1)
-        sort = sorting_backend(backend, pair.x)
-        return SlicedCost.apply(pair.x, pair.y, theta, pair.x_weights, pair.y_weights, None, p, sort, chunk_size)
+        sort, weights = sorting_backend(backend, pair.x), (pair.x_weights, pair.y_weights)
+        if slices:
+            return slice_costs(pair.x, pair.y, theta, *weights, p, sort, chunk_size)
+        return SlicedCost.apply(pair.x, pair.y, theta, *weights, None, p, sort, chunk_size)
 
 
 def sorting_backend(backend: Backend, x: Tensor) -> str:
@@ -198,6 +204,7 @@ def _cost_to_target(
     if target.batched and (x.ndim != 3 or len(x) != len(target.sorted)):
         raise ValueError(f"`x` must be a batch of the target's {len(target.sorted)} clouds, got {tuple(x.shape)}")
     theta, sorted_target = target.projections, target.sorted
+    sample_directions(num_projections, 1)  # checks the number
     if num_projections < len(theta):
         device = generator.device if generator is not None else x.device
         chosen = torch.randperm(len(theta), generator=generator, device=device)[:num_projections].to(x.device)
@@ -243,16 +250,13 @@ def _directions(
     kind: Directions,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """(B, L, d), or (L, d) as they are for batches that differ."""
+    """(L, d) or (B, L, d); on a line one direction is enough."""
     batch, dim = len(pair.x), pair.x.shape[-1]
-    if projections is None:
-        count = 1 if dim == 1 else num_projections
-        sample_directions(num_projections, 1)  # checks the number
-        options = {"kind": kind, "generator": generator, "device": pair.x.device, "dtype": pair.x.dtype}
-        theta = sample_directions(count, dim, **options)
-    else:
-        theta = _check_projections(projections, batch, dim).to(pair.x)
-    return theta if theta.ndim == 3 or len(pair.y) != batch else theta.expand(batch, -1, -1)
+    if projections is not None:
+        return _check_projections(projections, batch, dim).to(pair.x)
+    sample_directions(num_projections, 1, kind=kind)  # checks both
+    options = {"kind": kind, "generator": generator, "device": pair.x.device, "dtype": pair.x.dtype}
+    return sample_directions(1 if dim == 1 else num_projections, dim, **options)
 
 
 def _check_projections(projections: Tensor, batch: int, dim: int) -> Tensor:

@@ -105,6 +105,8 @@ def test_weights(distance, weights, error, message):
         (lambda: sliced_wasserstein(X[..., :2], SlicedTarget(X[0])), ValueError, "`x` must have the target's dim"),
         (lambda: sliced_wasserstein(X[:1], SlicedTarget(X)), ValueError, "the target's 2 clouds"),
         (lambda: sliced_wasserstein(X / 0, SlicedTarget(X)), ValueError, "`x` must be finite"),
+        (lambda: sliced_wasserstein(X, SlicedTarget(X), num_projections=0), ValueError, "`num_projections`"),
+        (lambda: sliced_wasserstein(X, X, projections=X, pairwise=True), ValueError, r"`projections` .* \(L, d\)"),
         (lambda: SlicedTarget(X / 0), ValueError, "`cloud` must be finite"),
         (lambda: max_sliced_wasserstein(X, X, steps=-1), ValueError, "`steps` must be"),
         (lambda: max_sliced_wasserstein(X, X, learning_rate=0), ValueError, "`learning_rate` must be"),

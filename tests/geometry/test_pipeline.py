@@ -9,6 +9,7 @@ import trimesh
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
+from tests.tiny_pipelines import NUMPY_IN_SCHEDULERS
 from trimtab.cli import main
 from trimtab.geometry import (
     LatentFlow,
@@ -21,6 +22,7 @@ from trimtab.geometry import (
 )
 from trimtab.pipelines import point_cloud
 
+pytestmark = pytest.mark.filterwarnings(NUMPY_IN_SCHEDULERS)
 POINTS = torch.randn(3, 80, 3, generator=torch.Generator().manual_seed(0))
 
 

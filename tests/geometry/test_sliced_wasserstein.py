@@ -86,15 +86,16 @@ def test_gradients_in_points_and_directions(backend, n, m, weighted):
         assert torch.autograd.gradcheck(function, (x, y, theta))
 
 
-def test_second_derivatives_on_the_plain_path():
-    x, y = clouds(1, 5, 2, dtype=torch.float64).requires_grad_(), clouds(1, 5, 2, seed=1, dtype=torch.float64)
-    theta = directions(3, 2, dtype=torch.float64)
-    plain = dict(projections=theta, p=3, backend="autograd")
-    assert torch.autograd.gradgradcheck(lambda x: sliced_wasserstein(x, y, **plain), (x,))
-    value = sliced_wasserstein(x, y, projections=theta, p=3)
-    (gradient,) = torch.autograd.grad(value.sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+@pytest.mark.parametrize("backend", ["numpy", "autograd"])
+@pytest.mark.parametrize("other", [5, 4])
+def test_second_derivatives(backend, other):
+    x, y = clouds(1, 5, 2, dtype=torch.float64), clouds(1, other, 2, seed=1, dtype=torch.float64)
+    inputs = [t.requires_grad_() for t in (x, y, directions(3, 2, dtype=torch.float64))]
+
+    def function(x, y, theta):
+        return sliced_wasserstein(x, y, projections=theta, p=3, backend=backend)
+
+    assert torch.autograd.gradgradcheck(function, inputs)
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
@@ -157,6 +158,19 @@ def test_a_scaling():
     expected = 0.49 * torch.einsum("li,ij,lj->l", theta, moment, theta)
     torch.testing.assert_close(sliced_wasserstein(x, 1.7 * x, projections=theta, reduction="slices"), expected)
     torch.testing.assert_close(sliced_wasserstein(x, 1.7 * x, projections=theta), expected.mean())
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_slices_have_a_gradient_and_are_the_same_without(weighted):
+    x, y, theta = clouds(2, 20, 3).requires_grad_(), clouds(2, 15, 3, seed=1), directions(6, 3)
+    weights = {"x_weights": clouds(2, 20, seed=5).abs()} if weighted else {}
+    slices = sliced_wasserstein(x, y, projections=theta, reduction="slices", **weights)
+    bare = sliced_wasserstein(x.detach(), y, projections=theta, reduction="slices", chunk_size=4, **weights)
+    torch.testing.assert_close(slices.detach(), bare)
+    mean = sliced_wasserstein(x, y, projections=theta, **weights)
+    torch.testing.assert_close(slices.mean(1), mean)
+    gradients = [torch.autograd.grad(value.sum(), x)[0] for value in (slices.mean(1), mean)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_root_is_the_distance_with_gradient_zero_where_it_is_zero():
@@ -248,11 +262,12 @@ def test_a_fixed_target_equals_the_cloud():
     torch.testing.assert_close(sliced_wasserstein(x, each), expected)
 
 
-@pytest.mark.parametrize("m", [30, 20])
-def test_pairwise_equals_pair_by_pair(m):
-    x, y, theta = clouds(3, 30, 3), clouds(4, m, 3, seed=1), directions(20, 3)
+@pytest.mark.parametrize(("count", "m"), [(4, 30), (4, 20), (3, 30)])
+def test_pairwise_equals_pair_by_pair(count, m):
+    x, y, theta = clouds(3, 30, 3), clouds(count, m, 3, seed=1), directions(20, 3)
     table = sliced_wasserstein(x, y, projections=theta, pairwise=True)
-    for i, j in itertools.product(range(3), range(4)):
+    assert table.shape == (3, count)
+    for i, j in itertools.product(range(3), range(count)):
         torch.testing.assert_close(table[i, j], sliced_wasserstein(x[i], y[j], projections=theta))
     x.requires_grad_()
     (gradient,) = torch.autograd.grad(sliced_wasserstein(x, y, projections=theta, pairwise=True)[:, 1].sum(), x)

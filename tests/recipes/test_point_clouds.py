@@ -8,6 +8,7 @@ import pytest
 import torch
 import trimesh
 
+from tests.tiny_pipelines import NUMPY_IN_SCHEDULERS
 from trimtab.geometry import (
     PointCloudAutoencoder,
     PointCloudReconstructionPipeline,
@@ -29,6 +30,8 @@ from trimtab.recipes.point_clouds import (
 )
 from trimtab.recipes.point_clouds.losses import adaptive_sliced_wasserstein
 from trimtab.recipes.training_loop import TrainingSettings
+
+pytestmark = pytest.mark.filterwarnings(NUMPY_IN_SCHEDULERS)
 
 
 def test_there_are_classes_to_train_on_and_others_for_transfer():
