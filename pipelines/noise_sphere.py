@@ -71,7 +71,9 @@ class SphereMomentum(torch.optim.Optimizer):
             state["velocity"] = torch.zeros_like(parameter)
         gradient = _tangent(parameter.grad, parameter)
         length = torch.linalg.vector_norm(gradient)
-        gradient = gradient * (math.sqrt(gradient.numel()) / length.clamp_min(torch.finfo(gradient.dtype).tiny))
+        rounding = 1e-6 * torch.linalg.vector_norm(parameter.grad)  # what is left of a gradient along z
+        unit = torch.where(length > rounding, math.sqrt(gradient.numel()) / length, 0.0)
+        gradient = gradient * unit
         velocity = state["velocity"].mul_(group["momentum"]).add_(gradient)
         update = gradient + group["momentum"] * velocity if group["nesterov"] else velocity
         parameter.sub_(update, alpha=group["lr"])

@@ -7,6 +7,7 @@ from .function import CallableReward
 from .hps import HPSReward, clip_model_from_open_clip
 from .image_reward import ImageReward
 from .load import REWARDS, load_reward, save_weights, weights_folder
+from .palette import PaletteReward
 from .resize import Preprocessing, center_crop, resize
 from .similarity import ImageSimilarityReward
 from .weighted import PRESETS, WeightedReward
@@ -20,6 +21,7 @@ __all__ = [
     "HPSReward",
     "ImageReward",
     "ImageSimilarityReward",
+    "PaletteReward",
     "Preprocessing",
     "RewardModel",
     "WeightedReward",

@@ -1,7 +1,7 @@
 """trimtab: steers frozen diffusion and flow models at inference time.
 
 The parts are sub-packages, imported by their installed names: ``trimtab.guidance``, ``trimtab.pipelines``,
-``trimtab.recipes``, ``trimtab.assets``. The names below are shortcuts, loaded when first used, so that
+``trimtab.rewards``, ``trimtab.recipes``, ``trimtab.assets`` and others. The names below are shortcuts, loaded when first used, so that
 ``import trimtab`` costs nothing.
 """
 
@@ -17,8 +17,10 @@ if __name__ == "trimtab" and not (_here / "pipelines").is_dir():
 _EXPORTS = {
     "AdaptiveProjectedGuidance": "trimtab.guidance",
     "GenerationMap": "trimtab.pipelines",
+    "NoiseOptimizationPipeline": "trimtab.pipelines",
     "asset_path": "trimtab.assets",
     "attach": "trimtab.guidance",
+    "load_reward": "trimtab.rewards",
 }
 
 __all__ = ["__version__", *_EXPORTS]

@@ -402,7 +402,7 @@ def test_a_held_out_reward_that_stops_rising_ends_a_sample():
 
     def held_out(images, prompts):  # rises up to iteration 5 for the first sample, for ever for the second
         k = next(count)
-        return torch.tensor([float(min(k, 10 - k)), float(k)])
+        return [float(min(k, 10 - k)) if prompt == "prompt 0" else float(k) for prompt in prompts]
 
     states = run(quadratic, noise(), 20, settings={"lr": 0.01}, monitor=held_out, monitor_patience=3)
     last = states[-1]

@@ -3,11 +3,20 @@
 import math
 
 import numpy as np
+import ot
 import pytest
 import torch
 from PIL import Image
 
-from trimtab.rewards import CallableReward, ImageSimilarityReward, Preprocessing, WeightedReward, center_crop, resize
+from trimtab.rewards import (
+    CallableReward,
+    ImageSimilarityReward,
+    PaletteReward,
+    Preprocessing,
+    WeightedReward,
+    center_crop,
+    resize,
+)
 
 
 def brightness(images, prompts):
@@ -148,3 +157,60 @@ def test_configs_are_read_as_transformers_means_them():
     assert Preprocessing.from_config({"size": 7}).size == 7
     with pytest.raises(ValueError, match="takes shortest_edge, or height and width"):
         Preprocessing.from_config({"size": {"longest_edge": 10}})
+
+
+# ---- palettes ----------------------------------------------------------------------------------------------
+
+
+def test_palette_of_one_colour_is_its_distance():
+    """SW_2 of two points is |a - b| times the root mean square of the directions' share of it: sqrt(1/3) for many."""
+    picture = torch.tensor([0.2, 0.5, 0.9]).view(1, 3, 1, 1).expand(1, 3, 16, 16)
+    colour = (0.6, 0.5, 0.2)
+    reward = PaletteReward([colour], num_projections=20000)
+    expected = math.dist((0.2, 0.5, 0.9), colour) / math.sqrt(3)
+    assert reward(picture, "").item() == pytest.approx(-expected, rel=0.02)
+
+
+def test_palette_is_pots_distance():
+    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    reward = PaletteReward(["red", "#00ff00", (0.1, 0.2, 0.3)], weights=[1, 2, 1], size=16, num_projections=50)
+    pixels = picture[0].flatten(1).T.double().numpy()
+    palette = np.array([[1, 0, 0], [0, 1, 0], [0.1, 0.2, 0.3]])
+    expected = ot.sliced_wasserstein_distance(
+        pixels, palette, b=np.array([0.25, 0.5, 0.25]), projections=reward.directions.double().numpy().T, p=2
+    )
+    assert reward(picture, "").item() == pytest.approx(-expected, abs=1e-4)
+
+
+def test_palette_can_be_climbed_and_read_off_a_picture():
+    target = torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(1)) * 0.3
+    reward = PaletteReward(target, size=12)
+    picture = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    optimizer = torch.optim.Adam([picture], lr=0.02)
+    first = reward(picture, "").detach()
+    for _ in range(60):
+        optimizer.zero_grad()
+        (-reward(picture, "").sum()).backward()
+        optimizer.step()
+    assert (reward(picture, "") > first / 5).all()
+    array = (target.movedim(0, 2) * 255).round().byte().numpy()
+    same = PaletteReward(Image.fromarray(array), size=12)(picture, "")
+    torch.testing.assert_close(same, reward(picture, ""), rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("palette", "options", "error", "words"),
+    [
+        ("red", {}, TypeError, "`palette` is 'red'; takes a list"),
+        ([], {}, TypeError, "takes a list of colours"),
+        (["reddish"], {}, ValueError, "has 'reddish'"),
+        ([(1, 2, 3)], {}, ValueError, r"three numbers in \[0, 1\]"),
+        (torch.rand(1, 3, 4, 4), {}, ValueError, r"shape \(1, 3, 4, 4\)"),
+        (["red"], {"weights": [1, 2]}, ValueError, "takes 1 numbers"),
+        (["red"], {"weights": [0]}, ValueError, "not all 0"),
+        (torch.rand(3, 4, 4), {"weights": [1]}, ValueError, "a picture has its own"),
+    ],
+)
+def test_palettes_that_are_none(palette, options, error, words):
+    with pytest.raises(error, match=words):
+        PaletteReward(palette, **options)

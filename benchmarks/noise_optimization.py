@@ -1,0 +1,311 @@
+"""What noise optimization does for the bundled model: rewards climbed, and how many pictures become right.
+
+    python benchmarks/noise_optimization.py [--num-captions 64] [--minutes 25] [--out benchmarks/results]
+
+Held-out captions of two objects and of counts (the compositional ones), four steps of the sampler with classifier-free
+guidance at scale 5. The reward is emoji-clip's; whether a picture is right, `check_scene` decides, which shares no
+weights with it. Methods make the same pictures' worth of iterations from the same noise. Captions are run in batches,
+each by every method, and written after each, so a run that is stopped goes on where it was and all methods have the
+same captions. Intervals are bootstraps over captions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trimtab.assets import asset_path
+from trimtab.pipelines import NoiseOptimizationPipeline
+from trimtab.recipes.emoji_scenes import check_scene, parse_caption, sample_facts, write_caption
+
+__all__ = ["METHODS", "compositional_captions", "main", "run_cell", "summary", "table"]
+
+SEED = 2025
+STEPS, SCALE = 4, 5.0
+CATEGORIES = ("count", "left_right", "above_below")
+CHECKPOINTS = (1, 10, 25, 50)
+"""Iterations after which the best picture so far is judged."""
+METHODS: dict[str, dict[str, Any]] = {
+    "best of n": {"optimizer": "best-of-n"},
+    "paper": {"preset": "paper"},
+    "default": {},
+    "jacobian-free": {"gradient": "jacobian-free"},
+}
+RESAMPLES = 2000
+
+
+def compositional_captions(count: int, *, held_out: bool = True, seed: int = SEED) -> list[str]:
+    """Captions of counts and of two objects in a relation, an equal number of each in turn."""
+    rng = np.random.default_rng(seed)
+    return [write_caption(sample_facts(rng, CATEGORIES[i % len(CATEGORIES)], held_out=held_out)) for i in range(count)]
+
+
+def load(dtype: str = "float32", model: str | None = None) -> Any:
+    """The bundled model with the bundled reward, on what there is."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    device = found.type if found else "cpu"
+    from diffusers import DiffusionPipeline
+
+    from trimtab.rewards import load_reward
+
+    stock = DiffusionPipeline.from_pretrained(model or asset_path("emoji-scenes"), dtype=getattr(torch, dtype))
+    pipe = NoiseOptimizationPipeline.from_pipe(stock.to(device), reward=load_reward("bundled", device=device))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def run_cell(pipe: Any, captions: Sequence[str], first: int, method: dict[str, Any], iterations: int) -> dict[str, Any]:
+    """One method on a batch of captions.
+
+    Args:
+        pipe: from `load`.
+        captions: of the batch.
+        first: number of its first caption: each has a seed of its own.
+        method: an entry of `METHODS`.
+        iterations: pictures of each caption.
+
+    Returns:
+        `rewards` of each caption's iterations, `right` at each checkpoint, `norms` of the last noise, `seconds`.
+    """
+    started = time.perf_counter()
+    judged: dict[int, list[bool]] = {}
+    rewards, seconds_judging = [], 0.0
+    generators = [torch.Generator().manual_seed(SEED + first + row) for row in range(len(captions))]
+    for state in pipe.stream(
+        list(captions),
+        num_optimization_steps=iterations,
+        generator=generators,
+        num_inference_steps=STEPS,
+        guidance_scale=SCALE,
+        max_sequence_length=16,
+        **method,
+    ):
+        rewards.append(state.rewards.tolist())
+        if state.step + 1 in CHECKPOINTS or state.step + 1 == iterations:
+            now = time.perf_counter()
+            verdicts = check_scene(state.best_images.float().cpu(), list(captions))
+            judged[state.step + 1] = [verdict.correct for verdict in verdicts]
+            seconds_judging += time.perf_counter() - now
+    return {
+        "rewards": [[round(value, 4) for value in row] for row in zip(*rewards, strict=True)],
+        "right": judged,
+        "norms": [round(value, 4) for value in state.norms.tolist()],
+        "seconds": time.perf_counter() - started - seconds_judging,
+    }
+
+
+def summary(cells: dict[str, dict[str, Any]], captions: Sequence[str]) -> dict[str, Any]:
+    """Figures of all methods over the captions that every method has run.
+
+    Args:
+        cells: results by "method/first caption".
+        captions: all of them.
+    """
+    methods = list(dict.fromkeys(key.split("/")[0] for key in cells))
+    firsts = [{key.split("/")[1] for key in cells if key.startswith(f"{method}/")} for method in methods]
+    common = sorted(set.intersection(*firsts), key=int)
+    result: dict[str, Any] = {"methods": {}}
+    joined: dict[str, dict[str, np.ndarray]] = {}
+    for method in methods:
+        parts = [cells[f"{method}/{first}"] for first in common]
+        checkpoints = sorted(set.intersection(*({int(k) for k in part["right"]} for part in parts)))
+        joined[method] = {
+            "rewards": _best_so_far([row for part in parts for row in part["rewards"]]),
+            **{str(k): np.concatenate([_at(part["right"], k) for part in parts]) for k in checkpoints},
+        }
+    rows = [int(first) + i for first in common for i in range(len(cells[f"{methods[0]}/{first}"]["rewards"]))]
+    result["captions"] = len(rows)
+    categories = [_category(captions[row]) for row in rows]
+    before = joined[methods[0]]["1"]
+    baseline = joined.get("best of n")
+    for method in methods:
+        values = joined[method]
+        last = str(max(int(k) for k in values if k != "rewards"))
+        gains = values["rewards"] - values["rewards"][:, :1]
+        half = float(gains[:, 9].mean() / gains[:, -1].mean()) if gains.shape[1] > 10 else None
+        seconds = [cells[f"{method}/{first}"]["seconds"] for first in common]
+        entry = {
+            "right": {k: float(values[k].mean()) for k in values if k != "rewards"},
+            "right_interval": _interval(values[last]),
+            "errors_removed": _removed(before, values[last]),
+            "reward": {k: float(values["rewards"][:, int(k) - 1].mean()) for k in values if k != "rewards"},
+            "gain_by_iteration_10": half,
+            "by_category": {
+                name: float(values[last][[category == name for category in categories]].mean())
+                for name in CATEGORIES
+                if name in categories
+            },
+            "norm": float(np.mean([v for first in common for v in cells[f"{method}/{first}"]["norms"]])),
+            "seconds_per_iteration_and_picture": sum(seconds) / (gains.shape[1] * len(rows)),
+        }
+        if baseline is not None and method != "best of n" and last in baseline:
+            entry["errors_removed_of_best_of_n"] = _removed(baseline[last], values[last])
+        result["methods"][method] = entry
+    return result
+
+
+def _best_so_far(rewards: list[list[float]]) -> np.ndarray:
+    return np.maximum.accumulate(np.nan_to_num(np.array(rewards), nan=-np.inf), axis=1)
+
+
+def _at(right: dict[Any, list[bool]], k: int) -> np.ndarray:
+    return np.array(right[k] if k in right else right[str(k)], float)
+
+
+def _category(caption: str) -> str:
+    facts = parse_caption(caption)
+    if facts.relation is None:
+        return "count"
+    return "left_right" if facts.relation in ("left", "right") else "above_below"
+
+
+def _interval(right: np.ndarray) -> list[float]:
+    draws = np.random.default_rng(0).integers(len(right), size=(RESAMPLES, len(right)))
+    return [float(v) for v in np.percentile(right[draws].mean(1), [2.5, 97.5])]
+
+
+def _removed(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    """The share of errors that are gone, 1 - errors after / errors before, with its interval over captions."""
+    draws = np.random.default_rng(0).integers(len(before), size=(RESAMPLES, len(before)))
+    errors = (1 - before[draws]).sum(1)
+    shares = 1 - (1 - after[draws]).sum(1)[errors > 0] / errors[errors > 0]
+    value = 1 - (1 - after).sum() / max((1 - before).sum(), 1)
+    interval = np.percentile(shares, [2.5, 97.5]) if len(shares) else (float("nan"),) * 2
+    return {"share": float(value), "interval": [float(v) for v in interval]}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    lines = [
+        f"{result['captions']} captions; right before: {100 * _first(result):.0f}%",
+        "",
+        "| method | right at 10 | at 25 | at 50 | errors removed | of best of n's | reward at 10 | at 25 | at 50 "
+        "| norm | s / iteration |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for method, entry in result["methods"].items():
+
+        def cell(values: dict[str, float], k: str, percent: bool) -> str:
+            if k not in values:
+                return ""
+            return f"{100 * values[k]:.0f}%" if percent else f"{values[k]:.2f}"
+
+        right = " | ".join(cell(entry["right"], k, True) for k in ("10", "25", "50"))
+        reward = " | ".join(cell(entry["reward"], k, False) for k in ("10", "25", "50"))
+        removed, over = entry["errors_removed"], entry.get("errors_removed_of_best_of_n")
+        lines.append(
+            f"| {method} | {right} | {_share(removed)} | {_share(over) if over else ''} | {reward} | "
+            f"{entry['norm']:.2f} | {entry['seconds_per_iteration_and_picture']:.2f} |"
+        )
+    lines += ["", "| method | " + " | ".join(CATEGORIES) + " |", "|---" * (len(CATEGORIES) + 1) + "|"]
+    for method, entry in result["methods"].items():
+        shares = (entry["by_category"].get(name) for name in CATEGORIES)
+        lines.append(f"| {method} | " + " | ".join("" if s is None else f"{100 * s:.0f}%" for s in shares) + " |")
+    return "\n".join(lines)
+
+
+def _first(result: dict[str, Any]) -> float:
+    return next(iter(result["methods"].values()))["right"]["1"]
+
+
+def _share(removed: dict[str, Any]) -> str:
+    low, high = removed["interval"]
+    return f"{100 * removed['share']:.0f}% ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def measure_time(pipe: Any, repeats: int = 5) -> dict[str, float]:
+    """Seconds of an iteration of the full gradient, and of the bare forward and backward passes under it."""
+    from trimtab.pipelines import GenerationMap
+    from trimtab.pipelines.gradients import blockwise_checkpointed
+
+    captions = compositional_captions(2)
+    f = GenerationMap(
+        pipe, captions, output="latent", num_inference_steps=STEPS, guidance_scale=SCALE, max_sequence_length=16
+    )
+    start = f.sample_latents(2, [torch.Generator().manual_seed(i) for i in range(2)])
+    for part in (pipe.transformer, pipe.vae):
+        part.requires_grad_(False)
+
+    def bare() -> None:
+        z = start.clone().requires_grad_()
+        with blockwise_checkpointed([pipe.vae]):
+            pipe.reward(f.decode(f(z)), captions).sum().backward()
+
+    def ours(iterations: int) -> float:
+        began = time.perf_counter()
+        options = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "max_sequence_length": 16}
+        pipe(captions, latents=start, num_optimization_steps=iterations, output_type="latent", **options)
+        return time.perf_counter() - began
+
+    plain, run = [], []
+    bare()
+    ours(2)
+    for _ in range(repeats):
+        began = time.perf_counter()
+        bare()
+        plain.append(time.perf_counter() - began)
+        run.append((ours(6) - ours(2)) / 4)
+    for part in (pipe.transformer, pipe.vae):
+        part.requires_grad_(True)
+    figures = {"bare": statistics.median(plain), "iteration": statistics.median(run)}
+    return {**figures, "ratio": statistics.median(a / b for a, b in zip(run, plain, strict=True))}
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Under a temporary name first."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def main() -> None:
+    """Runs what is missing and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-captions", type=int, default=64)
+    parser.add_argument("--iterations", type=int, default=50)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--minutes", type=float, help="start no further batch after so many")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--time", action="store_true", help="also measure an iteration against bare passes")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "noise_optimization.json"
+    settings = {"iterations": options.iterations, "dtype": options.dtype, "steps": STEPS, "guidance_scale": SCALE}
+    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if content.get("settings") != settings:
+        content = {"settings": settings, "cells": {}}
+    captions = compositional_captions(options.num_captions)
+    pipe, began = load(options.dtype), time.perf_counter()
+    for first in range(0, len(captions), options.batch_size):
+        missing = [method for method in options.methods if f"{method}/{first}" not in content["cells"]]
+        if missing and options.minutes and time.perf_counter() - began > 60 * options.minutes:
+            break
+        for method in missing:
+            batch = captions[first : first + options.batch_size]
+            cell = run_cell(pipe, batch, first, METHODS[method], options.iterations)
+            content["cells"][f"{method}/{first}"] = cell
+            write(path, content)
+            print(f"{method}, captions {first} to {first + len(batch) - 1}: {cell['seconds']:.0f} s", flush=True)
+    if options.time:
+        content["time"] = measure_time(pipe)
+    content["summary"] = summary(content["cells"], captions)
+    content["machine"] = {"threads": torch.get_num_threads(), "torch": torch.__version__, "device": str(pipe.device)}
+    write(path, content)
+    print(table(content["summary"]))
+    if "time" in content:
+        print(json.dumps(content["time"]))
+
+
+if __name__ == "__main__":
+    main()
