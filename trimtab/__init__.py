@@ -1,8 +1,8 @@
 """trimtab: steers frozen diffusion and flow models at inference time.
 
 The parts are sub-packages, imported by their installed names: ``trimtab.guidance``, ``trimtab.pipelines``,
-``trimtab.rewards``, ``trimtab.recipes``, ``trimtab.assets`` and others. The names below are shortcuts, loaded when first used, so that
-``import trimtab`` costs nothing.
+``trimtab.rewards``, ``trimtab.recipes``, ``trimtab.assets`` and others. The names below are shortcuts, loaded when
+first used, so that ``import trimtab`` costs nothing.
 """
 
 import importlib
