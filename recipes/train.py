@@ -52,7 +52,7 @@ PRESETS = {
         crop_steps=2470,
         num_scenes=48_000,
         transformer=TrainingSettings(4200, 64, 1.5e-3, ema_decay=0.998, compile=True),
-        finish=TrainingSettings(5000, 64, 1e-3, warmup_steps=50, decay_start=0.2, ema_decay=0.998, compile=True),
+        finish=TrainingSettings(4300, 64, 1e-3, warmup_steps=50, decay_start=0.2, ema_decay=0.998, compile=True),
         num_layers=6,
         num_attention_heads=4,
         clip=TrainingSettings(600, 128, 1e-3, decay_start=0.4, ema_decay=0.99),
