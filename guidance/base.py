@@ -239,7 +239,7 @@ class Guidance(BaseGuidance):
 
     def _check_negative(self, pairs: list[tuple], conditioned: bool) -> None:
         """A run without unconditional inputs would take the conditional ones twice, and guide nothing."""
-        if conditioned and UNCOND in self.wanted and all(negative is None for _, negative in pairs):
+        if conditioned and UNCOND in self.wanted and all(pair[1] is None for pair in pairs):
             raise ValueError(
                 f"{type(self).__name__} needs an unconditional prediction, and this run has no inputs for it: pass "
                 "negative_prompt='' or negative_prompt_embeds"

@@ -98,6 +98,8 @@ def with_noisy_latents(blocks: ModularPipelineBlocks) -> ModularPipelineBlocks:
     if not loops:
         raise NotImplementedError(f"{type(blocks).__name__} has no denoising loop with a guider")
     for loop in loops:
+        if any(isinstance(block, NoisyLatentsStep) for block in loop.sub_blocks.values()):
+            continue
         loop.sub_blocks = InsertableDict(loop.sub_blocks).insert(STEP, NoisyLatentsStep(), 0)
     return blocks
 

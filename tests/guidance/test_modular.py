@@ -227,8 +227,9 @@ def test_blocks_that_have_the_step(sd3):
     pipe.update_components(guider=guider)
     guided = run(pipe, "sd3")
     other = modular_pipeline("sd3", sd3)
-    with attach(other, AdaptiveProjectedGuidance(9.0)):
-        assert torch.equal(run(other, "sd3"), guided)
+    for same in (pipe, other):
+        with attach(same, AdaptiveProjectedGuidance(9.0)):
+            assert torch.equal(run(same, "sd3"), guided)
     other.update_components(guider=guider)
     with pytest.raises(RuntimeError, match="attach"):  # x0 space without the latents
         run(other, "sd3")
