@@ -120,7 +120,7 @@ class FlowOptPipelineMixin(SharedComponentsMixin):
         """
         run = begin(
             self,
-            image=image,
+            image,
             prompt=prompt,
             source_prompt=source_prompt,
             strength=strength,
@@ -204,7 +204,7 @@ class FlowOptPipelineMixin(SharedComponentsMixin):
         """
         run = begin(
             self,
-            image=image,
+            image,
             prompt=prompt,
             source_prompt=None,
             strength=1.0,
@@ -250,7 +250,7 @@ class FlowOptPipelineMixin(SharedComponentsMixin):
             if name in options:
                 raise TypeError(f"`{name}` is an argument of the call, not of `stream`")
         with torch.no_grad():
-            return iter(begin(self, image=image, prompt=prompt, **{**_edit_defaults(), **options}))
+            return iter(begin(self, image, prompt=prompt, **{**_edit_defaults(), **options}))
 
     @torch.no_grad()
     def estimate_step_size(

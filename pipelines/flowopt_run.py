@@ -14,6 +14,7 @@ from .flowopt_choice import Chooser
 from .flowopt_mask import BLENDS
 from .flowopt_output import FlowOptPipelineOutput, FlowOptState, as_output_type
 from .flowopt_task import EditTask, prepare_edit
+from .images import load_images
 
 __all__ = ["ACCELERATIONS", "OUTPUT_TYPES", "Iterations", "Run", "begin"]
 
@@ -85,11 +86,11 @@ class Iterations:
             return task.flow(noise["x"])
 
         self._set_step_size(1.0 if self._given is None else self._given)
+        shown: torch.Tensor | None = None
         for state in self._solve(there_and_back, task.target, "anderson"):
-            x = noise["x"]
-            if bool(state.stopped.any()):  # a row that went back to its best point
-                x = task.inverted(state.x)
-            yield self._state(state.iteration, state.value, x, state.residual)
+            new = state.improved.to(noise["x"].device).reshape(-1, *[1] * (noise["x"].ndim - 1))
+            shown = noise["x"] if shown is None else torch.where(new, noise["x"], shown)
+            yield self._state(state.iteration, state.value, shown, state.residual)
 
     def _solve(self, f: Callable[[torch.Tensor], torch.Tensor], x0: torch.Tensor, acceleration: str) -> Iterator[Any]:
         return fixed_point(
@@ -160,7 +161,9 @@ class Run:
                 chooser.take(state)
                 states.append(state.stored(latents=keep_history))
                 progress.update()
-                if callback is not None and callback(task.pipe, state.iteration, state):
+                stop = callback is not None and callback(task.pipe, state.iteration, state)
+                del state  # its latents needn't live through the next pass
+                if stop:
                     break
         images = chooser.latents
         if output_type != "latent":
@@ -183,6 +186,7 @@ class Run:
 
 def begin(
     pipe: Any,
+    image: Any,
     *,
     num_optimization_steps: int,
     step_size: float | torch.Tensor | None,
@@ -199,6 +203,7 @@ def begin(
 
     Args:
         pipe: a pipeline of a family in the table.
+        image: as for the editing pipelines' call.
         num_optimization_steps: as for the editing pipelines' call, like all others.
         inversion: the source prompt is the prompt, and the least residual is chosen.
         task_options: of `prepare_edit`.
@@ -220,12 +225,11 @@ def begin(
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"`generator` is a {type(generator).__name__}; takes a torch.Generator or None")
     solver_options = _solver_options(num_optimization_steps, solver_kwargs)
-    task = prepare_edit(pipe, **task_options)
-    if torch.as_tensor(1.0 if step_size is None else step_size).numel() not in (1, len(task.pictures)):
-        raise ValueError(
-            f"`step_size` has shape {tuple(step_size.shape)}; takes a number or one for each of "
-            f"{len(task.pictures)} pictures"
-        )
+    images = load_images(image)
+    if step_size is not None and torch.as_tensor(step_size).numel() not in (1, len(images)):
+        shape = tuple(torch.as_tensor(step_size).shape)
+        raise ValueError(f"`step_size` has shape {shape}; takes a number or one for each of {len(images)} pictures")
+    task = prepare_edit(pipe, images, **task_options)
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():

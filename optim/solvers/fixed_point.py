@@ -27,6 +27,8 @@ class FixedPointState:
         value: (B, ...), f(x_k).
         residual: (B,) on the CPU, root mean square of f(x_k) - y over a row's entries.
         best_residual: (B,) on the CPU, the least so far.
+        improved: (B,) bool on the CPU, rows where this call of f gave a residual no larger than any before. Under
+            acceleration the others show their best point again.
         stopped: (B,) bool on the CPU, rows whose run is over: within the tolerance, or diverged and back at their
             best point, which `x`, `value` and `residual` then are.
         num_function_evaluations: calls of f so far.
@@ -37,6 +39,7 @@ class FixedPointState:
     value: torch.Tensor
     residual: torch.Tensor
     best_residual: torch.Tensor
+    improved: torch.Tensor
     stopped: torch.Tensor
     num_function_evaluations: int
 
@@ -64,11 +67,11 @@ def fixed_point(
     the residual never rise. `x` is at least float32: the update is far below the spacing of half precision's numbers.
 
     With `acceleration="anderson"` the same iteration is extrapolated from its last points (`AndersonMixing`) at the
-    same one call of f an iteration. It is safeguarded: where a step raised a row's residual, the row forgets its
-    history and takes the plain step from its best point.
+    same one call of f an iteration. It is safeguarded: where a step raised a row's residual, the row shows its best
+    point again, forgets its history and takes the plain step from there, of half the length each further time.
 
-    A row whose residual exceeds ten times its first one, or is not finite, goes back to its best point and rests,
-    with a warning; the run ends when every row rests.
+    Without acceleration a row whose residual exceeds ten times its first one, or is not finite, goes back to its best
+    point and rests, with a warning. The run ends when every row rests.
 
     Args:
         f: (B, ...) to the same shape, rows independently.
@@ -104,6 +107,7 @@ def fixed_point(
         raise ValueError(f"`x0` has shape {tuple(x.shape)}; takes that of `y`, {tuple(y.shape)}")
     eta = _checked_step_size(step_size, x)
     mixing = AndersonMixing(memory, regularization, step_limit) if acceleration == "anderson" else None
+    damping, failures = torch.ones(len(x), dtype=x.dtype), torch.zeros(len(x), dtype=torch.long)
     best: _Best | None = None
     stopped = torch.zeros(len(x), dtype=torch.bool)
     for iteration in range(max_iterations + 1):
@@ -118,6 +122,8 @@ def fixed_point(
             best = _Best(x, value, size)
         improved = best.update(x, value, size)
         diverged = ~stopped & ~(size <= DIVERGENCE * best.first)
+        if mixing is not None:  # goes back by itself
+            diverged = torch.zeros_like(stopped)
         if bool(diverged.any()):
             rows = diverged.nonzero().flatten().tolist()
             warnings.warn(
@@ -126,22 +132,23 @@ def fixed_point(
                 stacklevel=2,
             )
         stopped = stopped | diverged
-        if bool(stopped.any()):  # rows that rest stay where they were best
-            x, value, size = best.restored(stopped, x, value, size)
+        back = stopped if mixing is None else stopped | ~improved
+        x, value, size = best.restored(back, x, value, size)
         if tolerance is not None:
             stopped = stopped | (size <= tolerance)
-        yield FixedPointState(iteration, x, value, size, best.residual, stopped.clone(), iteration + 1)
+        yield FixedPointState(iteration, x, value, size, best.residual, improved, stopped.clone(), iteration + 1)
         if iteration == max_iterations or bool(stopped.all()):
             return
         if mixing is None:
             step = -eta * residual
         else:
-            # A row that got worse starts again from its best point: with f(x) = value, residual value - y.
-            x, value, _ = best.restored(~improved, x, value, size)
-            step = mixing.step(x, -eta * (value - y), forget=~improved)
+            failures = torch.where(improved, 0, failures + 1)
+            damping = torch.where(failures > 1, damping / 2, torch.where(improved, (2 * damping).clamp_max(1), damping))
+            step = mixing.step(x, -eta * damping.to(x.device).reshape(eta.shape) * (value - y), forget=~improved)
         if project is not None:
             step = project(step)
         x = torch.where(_over(stopped, x), x, x + step)
+        del value, residual, step  # nothing but x and y is held while f runs
 
 
 def check_solver_options(

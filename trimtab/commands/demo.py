@@ -1,4 +1,4 @@
-"""``trimtab demo``: the same prompts and seeds under CFG and APG at growing scales."""
+"""``trimtab demo``: the same prompts and seeds under CFG and APG at growing scales, and an edit of a drawn picture."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimtab.commands.demo_edit import demo_edit
 from trimtab.commands.model import add_model_arguments, check_model, load_pipeline
 from trimtab.commands.pictures import check_folder, save_png
 
@@ -28,8 +29,9 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="the bundled model under CFG and APG, side by side",
-        description="Writes demo.png: the same prompts and seeds under CFG and APG at scales 3, 7 and 15. "
-        "Prints each column's saturation (mean of the HSV S channel) and contrast (deviation of luminance).",
+        description="Writes demo.png, the same prompts and seeds under CFG and APG at scales 3, 7 and 15, and "
+        "edit.png, a drawn picture and the iterates of its edit. Prints each column's saturation (mean of the HSV S "
+        "channel) and contrast (deviation of luminance).",
         allow_abbrev=False,
     )
     parser.add_argument("--output", default="out", metavar="FOLDER", help="made if missing (default: out)")
@@ -74,7 +76,9 @@ def run(args: argparse.Namespace) -> None:
     path = folder / "demo.png"
     made_by = {"prompts": PROMPTS, "seed": args.seed, "model": args.model or "bundled"}
     save_png(_sheet(list(columns.values()), labels), path, made_by)
-    print(f"\npicture  {path.resolve()}\nmodel    {model}\ncode     {Path(__file__).parents[2]}")
+    edited = demo_edit(pipe, folder)
+    print(f"\npicture  {path.resolve()}\nedit     {edited.resolve()}\nmodel    {model}")
+    print(f"code     {Path(__file__).parents[2]}")
     print(f"took     {time.perf_counter() - start:.0f} s\nnext     trimtab generate --help")
 
 

@@ -19,7 +19,7 @@ from trimtab.commands.words import report_unknown_words
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["add_parser", "run", "strip"]
+__all__ = ["add_parser", "as_picture", "edit_one", "run", "sequence_length", "strip"]
 
 
 def add_parser(subparsers: Any) -> None:
@@ -132,18 +132,18 @@ def edit_one(edit: Any, job: Mapping[str, Any], folder: Path, name: str, made_by
             width=job["width"],
             keep_history=True,
             output_type="latent",
-            **_sequence_length(edit),
+            **sequence_length(edit),
         )
     except torch.OutOfMemoryError as error:
         raise MemoryError(f"the picture is too large for the device: {first_line(error)}") from error
     except (ValueError, TypeError) as error:
         raise UsageError(f"{job['image']}: {first_line(error)}") from error
-    pictures = [_picture(state.images[0]) for state in result.history]
+    pictures = [as_picture(state.images[0]) for state in result.history]
     picked = len(pictures) - 1 if job["pick"] is None else min(job["pick"], len(pictures) - 1)
     residuals = [float(value) for value in result.residuals[:, 0]]
     from trimtab.pipelines.images import fit_images, load_image
 
-    source = _picture(fit_images([load_image(job["image"])], pictures[0].size)[0])
+    source = as_picture(fit_images([load_image(job["image"])], pictures[0].size)[0])
     labels = ["source", *(f"{k}: residual {value:.3g}" for k, value in enumerate(residuals))]
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}{ending}" for ending in (".png", "-strip.png", ".json")]
@@ -192,13 +192,14 @@ def strip(pictures: "Sequence[Image]", labels: Sequence[str], *, marked: int | N
     return sheet
 
 
-def _picture(image: Any) -> "Image":
+def as_picture(image: Any) -> "Image":
+    """A tensor (3, H, W) in [0, 1] as a picture."""
     from trimtab.pipelines.flowopt_output import as_output_type
 
     return as_output_type(image[None], "pil")[0]
 
 
-def _sequence_length(pipe: Any) -> dict[str, int]:
+def sequence_length(pipe: Any) -> dict[str, int]:
     """The longest caption of a model with a vocabulary of words; more is padding."""
     from trimtab.pipelines.stock_call import stock_arguments
     from trimtab.pipelines.vocabulary import word_level_tokenizers

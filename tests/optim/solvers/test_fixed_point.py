@@ -203,7 +203,7 @@ def test_anderson_is_scipys():
 
     theirs = []
     scipy.optimize.anderson(
-        g, np.zeros(5), iter=8, alpha=0.4, w0=0.0, M=3, line_search=None, callback=lambda x, f: theirs.append(x.copy())
+        g, np.zeros(5), iter=8, alpha=-0.4, w0=0.0, M=3, line_search=None, callback=lambda x, f: theirs.append(x.copy())
     )
     mixing, x = AndersonMixing(3, 0.0, 1e9), torch.zeros(1, 5, dtype=torch.float64)
     for expected in theirs:
@@ -250,22 +250,32 @@ def test_a_step_is_never_longer_than_its_limit():
 
 
 def test_the_safeguard_steps_back_from_where_the_residual_rose():
+    """And takes the plain step from the best point, half of it after a second failure in a row."""
     generator = torch.Generator().manual_seed(4)
-    noise = 0.3 * torch.randn(40, 1, 6, generator=generator)
-    calls, xs = [], []
+    noise = 0.3 * torch.randn(60, 1, 6, generator=generator)
+    points, values = [], []
 
     def rough(x):
-        xs.append(x.clone())
-        calls.append(1)
-        return x + noise[len(calls)]
+        points.append(x.clone())
+        values.append(x + noise[len(points)])
+        return values[-1]
 
     y, eta = torch.ones(1, 6), 0.5
-    states = list(fixed_point(rough, y, torch.zeros(1, 6), step_size=eta, max_iterations=20, acceleration="anderson"))
-    rose = [k for k in range(1, 20) if states[k].residual > states[k - 1].best_residual]
-    assert rose
-    for k in rose:
-        best = min(states[: k + 1], key=lambda state: state.residual.item())
-        torch.testing.assert_close(xs[k + 1], best.x - eta * (best.value - y))
+    states = list(fixed_point(rough, y, torch.zeros(1, 6), step_size=eta, max_iterations=40, acceleration="anderson"))
+    sizes = [(value - y).square().mean().sqrt().item() for value in values]
+    in_a_row, damping, most = 0, 1.0, 0
+    for k, shown in enumerate(states[:-1]):
+        best = min(range(k + 1), key=lambda j: sizes[j])
+        assert shown.residual.item() == pytest.approx(sizes[best]) and torch.equal(shown.x, points[best])
+        in_a_row = 0 if best == k else in_a_row + 1
+        if in_a_row == 0:
+            damping = min(1.0, 2 * damping)
+        elif in_a_row > 1:
+            damping /= 2
+        if in_a_row:
+            torch.testing.assert_close(points[k + 1], points[best] - eta * damping * (values[best] - y))
+        most = max(most, in_a_row)
+    assert most > 2
 
 
 # ---- the sheet's mixture -----------------------------------------------------------------------------------
@@ -321,22 +331,41 @@ def test_mixture_inversion(mixture):
     plain = errors(mixture, step_size=0.1, max_iterations=16)
     assert plain[16] <= 0.55 * plain[0] and plain[16] < plain[8] < plain[0]
     too_large = errors(mixture, step_size=1.0, max_iterations=16)
-    assert too_large[-1] > max(0.15, plain[0])  # the step size matters
+    assert min(too_large[4:]) > 2 * plain[0]  # the step size matters
 
 
-def test_mixture_is_inverted_faster_with_anderson(mixture):
-    """The sheet's table has 0.20 of the plain error after 8 iterations and 0.01 after 16, at the best of both."""
-    curves = [errors(mixture, step_size=eta, max_iterations=16) for eta in (0.05, 0.1, 0.2, 0.4)]
+@pytest.mark.parametrize("eta", [0.1, 0.2, 0.4])
+def test_mixture_is_inverted_faster_with_anderson(mixture, eta):
+    """At any of these steps, against the best of the paper's update, which one of them makes stall or diverge."""
+    curves = [errors(mixture, step_size=other, max_iterations=16) for other in (0.05, 0.1, 0.2, 0.4)]
     plain = [min(column) for column in zip(*curves, strict=True)]
-    faster = errors(mixture, step_size=0.2, max_iterations=16, acceleration="anderson")
+    faster = errors(mixture, step_size=eta, max_iterations=16, acceleration="anderson")
     assert faster[8] <= 0.5 * plain[8] and faster[16] <= 0.2 * plain[16]
+
+
+def test_mixture_through_the_inverse_never_gets_worse(mixture):
+    """Uni-Inv is no contraction's inverse here: without the safeguard the residual goes up and down."""
+    there_and_back = lambda u: mixture.sample(mixture.invert(u))  # noqa: E731
+    options = {"step_size": 1.0, "max_iterations": 8}
+    plain, safe = (
+        torch.stack(
+            [
+                s.residual.square().mean().sqrt()
+                for s in fixed_point(there_and_back, mixture.y, mixture.y, **options, acceleration=a)
+            ]
+        )
+        for a in ("none", "anderson")
+    )
+    assert bool((plain.diff() > 0).any()) and bool((safe.diff() <= 0).all())
+    assert safe[8] < 0.5 * safe[0]
 
 
 def test_mixture_pairs(mixture):
     """Near pairs have the small ratios that matter: far ones overestimate the safe step."""
-    report = estimate_step_size(mixture.sample, mixture.invert(mixture.y).float(), quantile=0.0)
-    near, far = (ratios[ratios > 0].min() for ratios in (report.local_ratios, report.global_ratios))
-    assert near < 0.5 * far
+    x = mixture.invert(mixture.y).float()
+    report = estimate_step_size(mixture.sample, x, quantile=0.0)
+    near, far = (ratios[ratios > 0].quantile(0.1) for ratios in (report.local_ratios, report.global_ratios))
+    assert near < 0.7 * far
     assert report.num_function_evaluations == 6
 
 
