@@ -196,12 +196,11 @@ def test_model_cpu_offload(name):
     expected = guided(pipe, name)
     pipe.enable_model_cpu_offload(device="cpu")
     denoiser = pipe.unet if name == "sd15" else pipe.transformer
-    hook, hooked = denoiser._hf_hook, denoiser.forward
-    uses = []
-    hook.pre_forward = lambda module, *args, **kwargs: uses.append(module) or (args, kwargs)
+    hook, uses = type(denoiser._hf_hook), []
+    denoiser._hf_hook.pre_forward = lambda module, *args, **kwargs: uses.append(module) or (args, kwargs)
     assert torch.equal(guided(pipe, name), expected)
     assert len(uses) == 3 and all(module is denoiser for module in uses)
-    assert denoiser._hf_hook is hook and denoiser.forward is hooked
+    assert type(denoiser._hf_hook) is hook  # a new one: the pipeline puts them on anew after each call
     with attach(pipe, AdaptiveProjectedGuidance(9.0)):  # and put on anew while attached
         pipe.enable_model_cpu_offload(device="cpu")
         assert torch.equal(run(pipe, name), expected)
