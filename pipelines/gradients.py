@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["blockwise_checkpointed", "checkpointed", "frozen"]
+__all__ = ["blockwise_checkpointed", "checkpointed", "frozen", "frozen_with_backward"]
 
 
 @contextmanager
@@ -22,6 +22,18 @@ def frozen(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
             them again in the backward pass, when its parameters are no longer frozen.
     """
     with _without_gradients(_needing_gradients(modules) if torch.is_grad_enabled() else []):
+        yield
+
+
+@contextmanager
+def frozen_with_backward(modules: Iterable[torch.nn.Module]) -> Iterator[None]:
+    """As `frozen`, for a block that the backward pass is part of: modules may then checkpoint their own blocks.
+
+    Args:
+        modules: networks that gradients pass through, or any others.
+    """
+    parameters = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    with _without_gradients(parameters if torch.is_grad_enabled() else []):
         yield
 
 

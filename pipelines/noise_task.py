@@ -15,7 +15,7 @@ from torch import Tensor
 from .arguments import check_latents, checked_count, checked_generators
 from .families import denoisers_of, family_of
 from .generation_map import GenerationMap
-from .gradients import blockwise_checkpointed, frozen
+from .gradients import blockwise_checkpointed, frozen_with_backward
 from .noise_optimizers import NoiseProblem
 from .stock_call import stock_arguments
 
@@ -50,7 +50,7 @@ class NoiseTask:
         (`GenerationMap`), as does one whose weights are moved away between its calls.
         """
         modules = [part for part in self.pipe.components.values() if isinstance(part, torch.nn.Module)]
-        with torch.set_grad_enabled(with_gradient), frozen(modules):
+        with torch.set_grad_enabled(with_gradient), frozen_with_backward(modules):
             parts = [self.pipe.vae] if with_gradient and self.checkpointing else []
             if parts and not self.sampler.gradient_checkpointing:
                 parts += denoisers_of(self.pipe)

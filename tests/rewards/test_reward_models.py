@@ -98,7 +98,8 @@ def test_siglip2_is_the_models_own_logit(tmp_path):
     patches = (images * 2 - 1).unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 4, 5, 1).reshape(2, 24, 48)
     pixels, mask = torch.zeros(2, 30, 48), torch.zeros(2, 30, dtype=torch.long)
     pixels[:, :24], mask[:, :24] = patches, 1
-    tokens = word_tokenizer()(PROMPTS, padding="max_length", max_length=12, return_tensors="pt")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)  # one of SigLIP 2's own kind
+    tokens = tokenizer(PROMPTS, padding="max_length", max_length=12, return_tensors="pt")
     with torch.no_grad():
         output = model(
             input_ids=tokens.input_ids,
