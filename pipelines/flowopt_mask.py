@@ -62,25 +62,28 @@ class MaskedPath:
         if self.reference is None:
             return tensors
         latents = tensors["latents"]
-        signal_start, noise_start = _level(pipe.scheduler, 0)
-        signal, noise = _level(pipe.scheduler, step + 1)
-        y = self.target.to(latents.device)
-        e = (self.reference.to(latents.device) - signal_start * y) / noise_start
-        path, mask = signal * y + noise * e, self.mask.to(latents.device).expand_as(y)
+        y, x = self.target.to(latents.device), self.reference.to(latents.device)
+        path, mask = _between(pipe.scheduler, step + 1, x, y), self.mask.to(latents.device).expand_as(y)
         if path.ndim == 4 and latents.ndim == 3:  # within such a call latents are tokens, outside of it they are not
             path, mask = (value.flatten(2).transpose(1, 2) for value in (path, mask))
         mixed = torch.lerp(path, latents.float(), mask).to(latents.dtype)
         return {**tensors, "latents": mixed}
 
 
-def _level(scheduler: Any, place: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factors of signal and noise in the latents before step `place` of a schedule, or after the last step."""
+def _between(scheduler: Any, place: int, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+    """The latents at a place of a schedule with one signal and one noise throughout, `start` first and `end` last."""
+    (signal_0, noise_0), (signal, noise), (signal_1, noise_1) = (_level(scheduler, i) for i in (0, place, None))
+    e = (signal_1 * start - signal_0 * end) / (signal_1 * noise_0 - signal_0 * noise_1)
+    return signal * (end - noise_1 * e) / signal_1 + noise * e
+
+
+def _level(scheduler: Any, place: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors of signal and noise in the latents before step `place` of a schedule; None is after the last step."""
     if hasattr(scheduler, "alphas_cumprod"):
-        timesteps = scheduler.timesteps
-        last = place == len(timesteps)
-        signal = scheduler.final_alpha_cumprod if last else scheduler.alphas_cumprod[timesteps[place].cpu()]
+        last = place in (None, len(scheduler.timesteps))
+        signal = scheduler.final_alpha_cumprod if last else scheduler.alphas_cumprod[scheduler.timesteps[place].cpu()]
         return signal.sqrt(), (1 - signal).sqrt()
-    sigma = scheduler.sigmas[place]
+    sigma = scheduler.sigmas[-1 if place is None else place]
     return 1 - sigma, sigma
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from diffusers import DDIMInverseScheduler, DDIMScheduler, FlowMatchEulerDiscreteScheduler
@@ -83,5 +84,6 @@ def inverse_of(sampler: Any) -> Any:
         UniInv for a flow, `DDIMInverseScheduler` for DDIM.
     """
     if isinstance(sampler, DDIMScheduler):
-        return DDIMInverseScheduler.from_config(sampler.config)
+        known = inspect.signature(DDIMInverseScheduler.__init__).parameters  # it warns of others
+        return DDIMInverseScheduler.from_config({k: v for k, v in sampler.config.items() if k in known})
     return FlowMatchUniInvScheduler.from_config(sampler.config)

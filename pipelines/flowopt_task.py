@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from PIL import Image
 
 from trimtab.schedulers import start_at
 
@@ -168,7 +169,7 @@ def prepare_edit(
     pipe.maybe_free_model_hooks()
     mask = None
     if path is not None:
-        mask = fit_images(masks, (width, height)).mean(1, keepdim=True)
+        mask = fit_images(masks, (width, height), Image.Resampling.BOX).mean(1, keepdim=True)
         factor = getattr(pipe, of_target.family.scale_factor)
         path.mask = latent_mask(mask, of_target.family, of_target.latent_shape, factor)
         path.target = target

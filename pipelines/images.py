@@ -135,17 +135,20 @@ def size_of_batch(
     return sizes.pop()
 
 
-def fit_images(images: Sequence[Image.Image], size: tuple[int, int]) -> torch.Tensor:
+def fit_images(
+    images: Sequence[Image.Image], size: tuple[int, int], method: Image.Resampling = Image.Resampling.LANCZOS
+) -> torch.Tensor:
     """Pictures scaled to cover a size; what sticks out is cut off evenly at both ends.
 
     Args:
         images: the pictures.
         size: (width, height)
+        method: of resampling.
 
     Returns:
         (B, 3, height, width) float32 in [0, 1].
     """
-    return torch.stack([_tensor(_covering(image, size)) for image in images])
+    return torch.stack([_tensor(_covering(image, size, method)) for image in images])
 
 
 def load_masks(sources: Any, images: Sequence[Image.Image]) -> list[Image.Image]:
@@ -225,11 +228,11 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _covering(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _covering(image: Image.Image, size: tuple[int, int], method: Image.Resampling) -> Image.Image:
     """The picture scaled to cover `size` and cut to it in its middle."""
     if image.size == size:
         return image
-    return ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
+    return ImageOps.fit(image, size, method=method)
 
 
 def _tensor(image: Image.Image) -> torch.Tensor:

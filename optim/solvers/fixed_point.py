@@ -68,7 +68,7 @@ def fixed_point(
 
     With `acceleration="anderson"` the same iteration is extrapolated from its last points (`AndersonMixing`) at the
     same one call of f an iteration. It is safeguarded: where a step raised a row's residual, the row shows its best
-    point again, forgets its history and takes the plain step from there, of half the length each further time.
+    point again, forgets its history and takes the plain step from there, and half of it where that was tried already.
 
     Without acceleration a row whose residual exceeds ten times its first one, or is not finite, goes back to its best
     point and rests, with a warning. The run ends when every row rests.
@@ -107,7 +107,7 @@ def fixed_point(
         raise ValueError(f"`x0` has shape {tuple(x.shape)}; takes that of `y`, {tuple(y.shape)}")
     eta = _checked_step_size(step_size, x)
     mixing = AndersonMixing(memory, regularization, step_limit) if acceleration == "anderson" else None
-    damping, failures = torch.ones(len(x), dtype=x.dtype), torch.zeros(len(x), dtype=torch.long)
+    damping, was_plain = torch.ones(len(x), dtype=x.dtype), torch.ones(len(x), dtype=torch.bool)
     best: _Best | None = None
     stopped = torch.zeros(len(x), dtype=torch.bool)
     for iteration in range(max_iterations + 1):
@@ -142,8 +142,8 @@ def fixed_point(
         if mixing is None:
             step = -eta * residual
         else:
-            failures = torch.where(improved, 0, failures + 1)
-            damping = torch.where(failures > 1, damping / 2, torch.where(improved, (2 * damping).clamp_max(1), damping))
+            damping = torch.where(improved, (2 * damping).clamp_max(1), torch.where(was_plain, damping / 2, damping))
+            was_plain = ~improved
             step = mixing.step(x, -eta * damping.to(x.device).reshape(eta.shape) * (value - y), forget=~improved)
         if project is not None:
             step = project(step)

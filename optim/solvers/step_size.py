@@ -45,10 +45,10 @@ def estimate_step_size(
 ) -> StepSizeReport:
     """Samples the bound 2 <x - x', f(x) - f(x')> / ||f(x) - f(x')||^2 of FlowOpt's convergence theorem.
 
-    The theorem ("FlowOpt", arXiv:2510.22010) wants the step below the bound of every pair. Far pairs overestimate
-    it: what matters are the small values among near ones, so both are drawn. `x` itself is one of the points, the
-    near ones are `x` plus noise, the far ones noise with the mean and deviation of `x`; every two of a kind, and each
-    with `x`, make a pair. The least of many ratios would be ruled by a single one, so a low quantile stands for it.
+    The theorem ("FlowOpt", arXiv:2510.22010) wants the step below the bound of every pair, near ones and far ones, so
+    both are drawn. `x` itself is one of the points, the near ones are `x` plus noise, the far ones noise with the mean
+    and deviation of `x`; every two of a kind, and each with `x`, make a pair. The least of many ratios would be ruled
+    by a single one, so a low quantile stands for it.
 
     Args:
         f: (B, ...) to the same shape, rows independently.

@@ -154,11 +154,11 @@ def test_a_run_that_diverges_ends_with_its_best_and_a_warning(pipe):
 
 def test_inversion_by_the_inverse_is_faster_than_the_papers_update(pipe):
     arguments = {"image": picture("sd3"), "prompt": "a red cat", "num_inference_steps": 4, "max_sequence_length": 16}
-    plain = pipe.invert(**arguments, acceleration="none", num_optimization_steps=8)
-    faster = pipe.invert(**arguments, num_optimization_steps=2)
-    assert torch.equal(plain.residuals[0], faster.residuals[0])
-    assert faster.residuals[2] < 0.5 * plain.residuals[8]
+    plain = pipe.invert(**arguments, acceleration="none", step_size=1.0, num_optimization_steps=4)
+    faster = pipe.invert(**arguments, num_optimization_steps=1)
+    torch.testing.assert_close(plain.residuals[0], faster.residuals[0])
     assert faster.num_function_evaluations < plain.num_function_evaluations
+    assert faster.residuals[1] < 0.5 * plain.residuals[2]
 
 
 # ---- choosing ----------------------------------------------------------------------------------------------
@@ -362,7 +362,6 @@ def test_samplers_of_other_schedulers():
         ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "with `algorithm_type` 'sde-dpm"),
         ("LCMScheduler", {}, "which adds noise"),
         ("DDPMScheduler", {}, "which adds noise"),
-        ("KDPM2AncestralDiscreteScheduler", {}, "which adds noise"),
         ("VQDiffusionScheduler", {"num_vec_classes": 8}, "takes one of a flow or of a variance-preserving"),
     ],
 )

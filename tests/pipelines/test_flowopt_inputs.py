@@ -131,7 +131,7 @@ def test_what_sticks_out_is_cut_off_evenly():
     image.paste("blue", (16, 0, 48, 32))
     fitted = fit_images([image], (16, 16))[0]
     assert fitted.shape == (3, 16, 16)
-    torch.testing.assert_close(fitted[2], torch.ones(16, 16))  # the middle, and nothing of the red ends
+    assert fitted[2].min() > 0.9 and fitted[0].max() < 0.1  # the middle, and nothing of the red ends
     exact = coloured((16, 16))
     assert torch.equal(fit_images([exact], (16, 16))[0], torch.from_numpy(np.array(exact)).movedim(-1, 0) / 255)
 
@@ -231,4 +231,7 @@ def test_masks_are_read_like_pictures():
     assert len(load_masks(white, images)) == 2 and len(load_masks([white, white], images)) == 2
     half = torch.zeros(1, 8, 8)
     half[:, :4] = 1
-    assert fit_images(load_masks(half, images), (4, 4)).mean(1)[0].tolist() == [[1.0] * 4] * 2 + [[0.0] * 4] * 2
+    assert (
+        fit_images(load_masks(half, images), (4, 4), Image.Resampling.BOX).mean(1)[0].tolist()
+        == [[1.0] * 4] * 2 + [[0.0] * 4] * 2
+    )

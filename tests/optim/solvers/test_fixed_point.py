@@ -250,7 +250,7 @@ def test_a_step_is_never_longer_than_its_limit():
 
 
 def test_the_safeguard_steps_back_from_where_the_residual_rose():
-    """And takes the plain step from the best point, half of it after a second failure in a row."""
+    """And takes the plain step from the best point, half of it where that was tried already."""
     generator = torch.Generator().manual_seed(4)
     noise = 0.3 * torch.randn(60, 1, 6, generator=generator)
     points, values = [], []
@@ -263,17 +263,18 @@ def test_the_safeguard_steps_back_from_where_the_residual_rose():
     y, eta = torch.ones(1, 6), 0.5
     states = list(fixed_point(rough, y, torch.zeros(1, 6), step_size=eta, max_iterations=40, acceleration="anderson"))
     sizes = [(value - y).square().mean().sqrt().item() for value in values]
-    in_a_row, damping, most = 0, 1.0, 0
+    in_a_row, damping, was_plain, most = 0, 1.0, True, 0
     for k, shown in enumerate(states[:-1]):
         best = min(range(k + 1), key=lambda j: sizes[j])
         assert shown.residual.item() == pytest.approx(sizes[best]) and torch.equal(shown.x, points[best])
         in_a_row = 0 if best == k else in_a_row + 1
         if in_a_row == 0:
             damping = min(1.0, 2 * damping)
-        elif in_a_row > 1:
+        elif was_plain:
             damping /= 2
         if in_a_row:
             torch.testing.assert_close(points[k + 1], points[best] - eta * damping * (values[best] - y))
+        was_plain = in_a_row > 0
         most = max(most, in_a_row)
     assert most > 2
 
@@ -330,8 +331,8 @@ def errors(mixture: Mixture, **options) -> list[float]:
 def test_mixture_inversion(mixture):
     plain = errors(mixture, step_size=0.1, max_iterations=16)
     assert plain[16] <= 0.55 * plain[0] and plain[16] < plain[8] < plain[0]
-    too_large = errors(mixture, step_size=1.0, max_iterations=16)
-    assert min(too_large[4:]) > 2 * plain[0]  # the step size matters
+    with pytest.warns(UserWarning, match="beyond 10 times its start"):  # the step size matters
+        errors(mixture, step_size=1.0, max_iterations=16)
 
 
 @pytest.mark.parametrize("eta", [0.1, 0.2, 0.4])
@@ -361,12 +362,14 @@ def test_mixture_through_the_inverse_never_gets_worse(mixture):
 
 
 def test_mixture_pairs(mixture):
-    """Near pairs have the small ratios that matter: far ones overestimate the safe step."""
-    x = mixture.invert(mixture.y).float()
-    report = estimate_step_size(mixture.sample, x, quantile=0.0)
-    near, far = (ratios[ratios > 0].quantile(0.1) for ratios in (report.local_ratios, report.global_ratios))
-    assert near < 0.7 * far
-    assert report.num_function_evaluations == 6
+    """Every row has both kinds of pairs, and their ratios scatter by an order of magnitude: hence the quantile."""
+    x = mixture.invert(mixture.y)
+    report, least = (estimate_step_size(mixture.sample, x, quantile=q) for q in (0.1, 0.0))
+    assert report.local_ratios.shape == (6, 128) and report.global_ratios.shape == (3, 128)
+    assert report.num_function_evaluations == 6 and report.negative_fraction == 0.0
+    both = torch.cat([report.local_ratios, report.global_ratios])
+    assert both.max() > 10 * both.min() and bool((both.amin(0) == least.bound).all())
+    assert bool((least.bound <= report.bound).all())
 
 
 # ---- step size ---------------------------------------------------------------------------------------------
