@@ -123,34 +123,24 @@ def _read_mesh(trimesh: ModuleType, path: Path) -> Any:
     parts = list(scene.geometry.values())
     if not parts:
         raise ValueError("it holds no points")
-    if all(len(getattr(part, "faces", ())) for part in parts):
+    if any(len(getattr(part, "faces", ())) for part in parts):
         return scene.to_mesh()
     clouds = [part.vertices for part in parts if len(getattr(part, "vertices", ()))]
     return np.concatenate(clouds)
 
 
 def _read_array(path: Path) -> Any:
-    with np.load(path, allow_pickle=False) if path.suffix.lower() == ".npz" else _Single(path) as arrays:
-        names = list(arrays)
+    with path.open("rb") as file:  # numpy leaves what it opens itself open where the file is broken
+        found = np.load(file, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        names = list(found)
         key = next((key for key in _CLOUD_KEYS if key in names), names[0] if len(names) == 1 else None)
         if key is None:
             raise ValueError(f"it has no array named {' or '.join(_CLOUD_KEYS)}, but {', '.join(names)}")
         if key == "vertices" and "faces" in names:
-            return _Mesh(arrays[key], arrays["faces"])
-        return arrays[key]
-
-
-class _Single(dict):
-    """An NPY file as an NPZ with one array."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(points=np.load(path, allow_pickle=False))
-
-    def __enter__(self) -> _Single:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+            return _Mesh(found[key], found["faces"])
+        return found[key]
 
 
 class _Mesh:

@@ -56,10 +56,15 @@ class Preset:
 
 PRESETS = {
     "cpu": Preset(
-        autoencoder={"num_points": 1024, "encoder_channels": (64, 64, 128, 256), "decoder_channels": (512, 768)},
-        training=TrainingSettings(6000, 32, 1e-3, decay_start=0.4, weight_decay=1e-3, ema_decay=0.998),
+        autoencoder={
+            "num_points": 1024,
+            "latent_dim": 128,
+            "encoder_channels": (32, 64, 256),
+            "decoder_channels": (512, 768),
+        },
+        training=TrainingSettings(3000, 32, 2e-3, decay_start=0.3, weight_decay=1e-3, ema_decay=0.995),
         flow={"hidden_dim": 320, "num_layers": 3},
-        flow_training=TrainingSettings(6000, 256, 1e-3, decay_start=0.4, ema_decay=0.998),
+        flow_training=TrainingSettings(4000, 256, 1e-3, decay_start=0.4, ema_decay=0.998),
         shapes_a_class=200,
     ),
     "gpu": Preset(
@@ -223,7 +228,7 @@ def main(arguments: list[str] | None = None) -> None:
     add("--preset", choices=tuple(PRESETS), default=default, help=f"default here: {default}")
     add("--loss", choices=tuple(LOSSES), default="ea-v-dsw", help="default: ea-v-dsw")
     add("--kappa", type=float, default=1.0, help="of the v-DSW losses (default: 1)")
-    add("--num-projections", type=int, default=64, help="slices of a loss (default: 64)")
+    add("--num-projections", type=int, default=32, help="slices of a loss (default: 32)")
     add("--folder", type=Path, default=Path("out/point_clouds"), help="where the checkpoints lie")
     add("--output", type=Path, help="the model's folder (default: assets/point-clouds)")
     add("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="which steps to run")

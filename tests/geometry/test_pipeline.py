@@ -200,7 +200,7 @@ def test_loads_as_a_custom_pipeline(pipe, tmp_path, whole):
 
 def test_half_precision(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
-    half = PointCloudReconstructionPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    half = PointCloudReconstructionPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half.autoencoder.dtype is torch.bfloat16
     clouds = half(POINTS).clouds
     assert clouds.dtype is torch.float32

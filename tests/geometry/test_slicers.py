@@ -129,12 +129,12 @@ def test_amortization_finds_the_direction_of_pairs_it_has_not_seen():
     generator = torch.Generator().manual_seed(0)
 
     def pairs(count):
-        x = torch.randn(count, 128, 3, generator=generator)
+        x = torch.randn(count, 64, 3, generator=generator)
         shift = torch.nn.functional.normalize(torch.randn(count, 1, 3, generator=generator), dim=-1)
         x = x - x.mean(1, keepdim=True)
         return x, x.flip(1) + shift
 
-    for _ in range(150):
+    for _ in range(120):
         ascent.zero_grad()
         distance.adversary_loss(*pairs(16), generator).backward()
         ascent.step()
