@@ -48,11 +48,11 @@ PLAN: dict[str, tuple[float, ...]] = {
     "interval": (*_SOME, 20.0),
     "mambo-g": (*_SOME, 20.0),
     "fdg": (*_SOME, 20.0),
-    "cfg++": (0.2, 0.4, 0.6, 0.8, 1.0),
+    "cfg++": (0.4, 0.6, 0.8, 1.0),
     "pag": _SOME,
     "seg": _SOME,
     "slg": _SOME,
-    "autoguidance": (1.5, 2.0, 3.0, 5.0),
+    "autoguidance": (1.5, 2.0, 3.0),
 }
 """Scales of each rule: lambda for CFG++, w for the others."""
 OWN_SCALE = ("cfg++", "autoguidance")
@@ -145,7 +145,7 @@ def run(
     scenes: Scenes | None = None
     report: dict[str, Any] = known or {"settings": asdict(settings), "scenes": {}, "claims": {}, "cells": []}
     for rule, scale in cells:
-        config = _config(rule, scale)
+        config = _config(rule, scale, pipe)
         kept = [cell for cell in report["cells"] if (cell["rule"], cell["scale"]) == (rule, scale)]
         if any(cell["guider"] == config for cell in kept):
             on_pictures(rule, scale, len(captions))
@@ -189,11 +189,11 @@ def _draw(
     return torch.from_numpy(pixels).movedim(-1, 1) / 255, seconds / len(captions)
 
 
-def _config(rule: str, scale: float) -> dict[str, Any]:
+def _config(rule: str, scale: float, pipe: Any) -> dict[str, Any]:
     """The rule's settings, as far as they are numbers: a cell of others is measured anew."""
     if rule in (NONE, "cfg"):
         return {}
-    config = json.loads(make_guider(rule, scale).to_json_string())
+    config = json.loads(make_guider(rule, scale, pipe).to_json_string())
     return {key: value for key, value in config.items() if key != "_diffusers_version"}
 
 
@@ -286,7 +286,7 @@ def main() -> None:
     from trimtab.commands import bench_guidance
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    bench_guidance.add_arguments(parser, output=str(Path(__file__).parent / "results"))
+    bench_guidance.add_arguments(parser, output=str(Path(__file__).parent / "results"), name="guidance_rules")
     bench_guidance.run(parser.parse_args())
 
 

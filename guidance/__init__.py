@@ -1,6 +1,6 @@
 """Guidance rules as Diffusers guiders, and ``attach``, which puts them into any pipeline, classic or modular."""
 
-from .adaptive_projected import RESCALE_RMS, AdaptiveProjectedGuidance, adaptive_projected_guidance, project
+from .adaptive_projected import PRESETS, RESCALE_RMS, AdaptiveProjectedGuidance, adaptive_projected_guidance, project
 from .attach import Attachment, attach
 from .base import Guidance
 from .cfg_plus_plus import CFGPlusPlusGuidance
@@ -32,6 +32,7 @@ __all__ = [
     "NoiseSchedule",
     "NoisyLatentsStep",
     "PerturbedAttentionGuidance",
+    "PRESETS",
     "RESCALE_RMS",
     "SkipLayerGuidance",
     "SmoothedEnergyGuidance",

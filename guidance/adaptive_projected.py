@@ -19,8 +19,9 @@ PRESETS: dict[str, dict[str, float | None]] = {
     "dit-xl-2": {"guidance_scale": 4.0, "rescale": 5.0, "momentum": -0.5},
     "edm2-s": {"guidance_scale": 4.0, "rescale": 2.5, "momentum": -0.75},
     "edm2-xxl": {"guidance_scale": 2.0, "rescale": 2.5, "momentum": -0.75},
+    "emoji-scenes": {"guidance_scale": 10.0, "rescale_rms": 0.015, "momentum": -0.5},  # found by trimtab bench guidance
 }
-"""Settings by model: w, r and beta; eta is 0 in all."""
+"""Settings by model: w, r (or its root mean square) and beta; eta is 0 in all."""
 
 RESCALE_RMS = 0.0586
 """SDXL's r = 15 for latents of any size: its root mean square over 4 x 128 x 128 elements."""
@@ -221,13 +222,11 @@ class AdaptiveProjectedGuidance(Guidance):
         if name not in PRESETS:
             raise ValueError(f"`name` must be one of {', '.join(sorted(PRESETS))}, got {name!r}")
         preset = PRESETS[name]
-        settings = {
-            "guidance_scale": preset["guidance_scale"],
-            "adaptive_projected_guidance_rescale": preset["rescale"],
-            "adaptive_projected_guidance_momentum": preset["momentum"],
-        }
-        if "adaptive_projected_guidance_rescale_rms" in overrides:
-            del settings["adaptive_projected_guidance_rescale"]
+        prefix = "adaptive_projected_guidance_"
+        settings = {key if key == "guidance_scale" else prefix + key: value for key, value in preset.items()}
+        thresholds = {prefix + "rescale", prefix + "rescale_rms"}
+        if thresholds & set(overrides):
+            settings = {key: value for key, value in settings.items() if key not in thresholds}
         return cls(**{**settings, **overrides})
 
     def reset(self) -> None:
@@ -257,7 +256,7 @@ class AdaptiveProjectedGuidance(Guidance):
             if not self._prediction.invertible:
                 return pred_cond  # without noise both predictions are x itself
             out = self._prediction.out
-            reference = self._prediction.skip * self._sample.to(wide) + out * c
+            reference = torch.add(self._prediction.skip * self._sample.to(wide), c, alpha=out)
             difference = out * difference
         d = self._with_momentum(difference)
         rescale = self.rescale if self.rescale_rms is None else self.rescale_rms * math.sqrt(d[0].numel())
@@ -277,7 +276,7 @@ class AdaptiveProjectedGuidance(Guidance):
             level > self._last_level or previous.shape != difference.shape or previous.device != difference.device
         ):
             previous = self._previous = None  # another run's
-        d = difference if previous is None else difference + self.momentum * previous
+        d = difference if previous is None else torch.add(difference, previous, alpha=self.momentum)
         if self._current is None:
             self._current, self._last_level = d, level
         return d

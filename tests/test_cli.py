@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -145,6 +146,13 @@ def test_each_rule_has_a_scale_of_its_own(model, output):
     assert main(["generate", *quick, "--", "a cat"]) == 0
     (line,) = (output / "manifest.jsonl").read_text().splitlines()
     assert json.loads(line)["settings"]["guidance_scale"] == scales["cfg++"]
+
+
+def test_a_model_with_a_preset_gets_it():
+    guider = sampling.make_guider("apg", 4.0, SimpleNamespace(name_or_path="somewhere/emoji-scenes"))
+    assert guider.config == AdaptiveProjectedGuidance.from_preset("emoji-scenes", guidance_scale=4.0).config
+    for pipe in (None, SimpleNamespace(name_or_path=None), SimpleNamespace(name_or_path="somewhere/else")):
+        assert sampling.make_guider("apg", 4.0, pipe).rescale_rms == RESCALE_RMS
 
 
 @pytest.mark.parametrize("guidance", ["cfg", "apg"])

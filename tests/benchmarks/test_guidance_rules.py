@@ -146,7 +146,7 @@ def test_a_rule_with_other_settings_is_measured_anew(model, tmp_path, monkeypatc
         rules.run(pipe, settings, [("apg", 3.0)], path, on_cell=done.append)
     assert len(done) == 1
     make = rules.make_guider
-    monkeypatch.setattr(rules, "make_guider", lambda rule, scale: make(rule, scale).new(eta=0.5))
+    monkeypatch.setattr(rules, "make_guider", lambda *of: make(*of).new(eta=0.5))
     report = rules.run(pipe, settings, [("apg", 3.0)], path, on_cell=done.append)
     assert len(done) == 2 and len(report["cells"]) == 1
     other = dataclasses.replace(settings, steps=2)

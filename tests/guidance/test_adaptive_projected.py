@@ -301,9 +301,11 @@ def test_saves_and_loads(tmp_path):
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets(name):
     guider = AdaptiveProjectedGuidance.from_preset(name)
-    assert guider.eta == 0 and guider.rescale > 0 and guider.momentum < 0 and guider.guidance_scale > 1
+    assert guider.eta == 0 and guider.momentum < 0 and guider.guidance_scale > 1
+    assert (guider.rescale is None) != (guider.rescale_rms is None) and (guider.rescale or guider.rescale_rms) > 0
     assert AdaptiveProjectedGuidance.from_preset(name, guidance_scale=2.0, eta=0.5).eta == 0.5
     assert AdaptiveProjectedGuidance.from_preset(name, adaptive_projected_guidance_rescale_rms=0.1).rescale is None
+    assert AdaptiveProjectedGuidance.from_preset(name, adaptive_projected_guidance_rescale=3.0).rescale_rms is None
 
 
 @pytest.mark.parametrize(

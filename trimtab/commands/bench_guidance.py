@@ -34,8 +34,8 @@ def add_parser(subparsers: Any) -> None:
     add_arguments(parser, output="out")
 
 
-def add_arguments(parser: argparse.ArgumentParser, output: str) -> None:
-    """Adds the options, with this default of ``--output``."""
+def add_arguments(parser: argparse.ArgumentParser, output: str, name: str = "guidance") -> None:
+    """Adds the options, with this default of ``--output`` and this name of the files."""
     add = parser.add_argument
     add("--num-captions", type=int, metavar="N", help="8 or more (default: 64 on a CPU, else 400)")
     add("--steps", type=int, default=20, metavar="N", help="steps of the scheduler (default: 20)")
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser, output: str) -> None:
     add_model_arguments(parser)
     add("--output", default=output, metavar="FOLDER", help=f"made if missing (default: {Path(output).name})")
     add("--overwrite", action="store_true", help="replace results of other settings that are there")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, name=name)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
         device=pipe.device.type,
         num_scenes=Scenes.number(count),
     )
-    paths = {kind: folder / f"guidance.{kind}" for kind in ("json", "md", "png")}
+    paths = {kind: folder / f"{args.name}.{kind}" for kind in ("json", "md", "png")}
     print(f"{'rule':<14}{'scale':>6}{'match':>8}{'saturation':>12}{'contrast':>10}{'Fréchet':>9}{'s/picture':>11}")
     with tqdm(total=len(cells) * count, desc="pictures", unit="picture", disable=None) as progress:
 

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.commands.errors import UsageError, first_line
@@ -50,14 +51,22 @@ def check_guidance(name: str, guidance_scale: float | None = None) -> float:
     return guidance_scale
 
 
-def make_guider(name: str, guidance_scale: float) -> Any:
+def make_guider(name: str, guidance_scale: float, pipe: Any = None) -> Any:
     """The guider that a name of the command line stands for, at this scale.
+
+    Args:
+        name: one of :func:`guidance_names`.
+        guidance_scale: in the rule's range.
+        pipe: whose preset APG takes, if its folder or Hub id ends in the name of one.
 
     Raises:
         ValueError: if the rule doesn't take the scale.
     """
-    from trimtab.guidance import GUIDERS, RESCALE_RMS
+    from trimtab.guidance import GUIDERS, PRESETS, RESCALE_RMS, AdaptiveProjectedGuidance
 
+    model = Path(str(getattr(pipe, "name_or_path", ""))).name
+    if name == "apg" and model in PRESETS:
+        return AdaptiveProjectedGuidance.from_preset(model, guidance_scale=guidance_scale)
     # A threshold on the norm suits latents of one size only; the commands run models of any.
     options = {"adaptive_projected_guidance_rescale_rms": RESCALE_RMS} if name == "apg" else {}
     return GUIDERS[name](guidance_scale=guidance_scale, **options)
@@ -112,7 +121,7 @@ def sample(
         else:
             from trimtab.guidance import attach
 
-            rule = attach(pipe, make_guider(guidance, guidance_scale))
+            rule = attach(pipe, make_guider(guidance, guidance_scale, pipe))
             # The guider's scale holds; the pipeline's own has to switch the second prediction on.
             strength = "true_cfg_scale" if "true_cfg_scale" in takes else "guidance_scale"
             scale = max(guidance_scale, 2.0)
