@@ -84,8 +84,8 @@ class FlowOptPipelineMixin(SharedComponentsMixin):
             strength: share of the schedule's steps that are run, in (0, 1]: how much may change at all.
             num_inference_steps: steps of the full schedule.
             num_optimization_steps: updates, >= 0: the more, the closer to the source.
-            step_size: > 0, one for all pictures or (B,); None is half the theorem's bound, estimated from sampled
-                pairs (`estimate_step_size`), or 1 where `acceleration` is "inverse".
+            step_size: > 0, one for all pictures or (B,); None is half the theorem's bound, estimated from a near and a
+                far pair at two passes (`estimate_step_size` takes more), or 1 where `acceleration` is "inverse".
             guidance_scale: of the target prompt, in the usual convention where 1 is none.
             source_guidance_scale: of the source prompt.
             negative_prompt: what to guide away from, under the target prompt.

@@ -70,7 +70,10 @@ class Iterations:
             f, value = task.flow, None
             if self._given is None:
                 value = task.flow(x0)
-                self.report = estimate_step_size(task.flow, x0, value=value, generator=self._generator)
+                # In so many dimensions a random pair's ratio is an average already: one of each kind will do.
+                self.report = estimate_step_size(
+                    task.flow, x0, value=value, local_points=1, global_points=1, generator=self._generator
+                )
                 f = _knowing(task.flow, value)
             self._set_step_size(self._given if self.report is None else safe_step(self.report))
             for state in self._solve(f, x0, "none" if self._acceleration == "none" else "anderson"):

@@ -69,7 +69,7 @@ def estimate_step_size(
     Example:
         >>> A = torch.tensor([[0.8, -0.6], [0.6, 0.8]])  # every pair: 2 * 0.8 / (0.8^2 + 0.6^2)
         >>> report = estimate_step_size(lambda x: x @ A.T, torch.tensor([[1.0, 2.0]]))
-        >>> round(report.bound.item(), 5), report.negative_fraction
+        >>> round(report.bound.item(), 3), report.negative_fraction
         (1.6, 0.0)
     """
     if local_points < 0 or global_points < 0 or local_points + global_points < 1:

@@ -62,7 +62,7 @@ def test_residuals_and_their_shares(pipe, pictures, monkeypatch):
     first = next(p for p, r in zip(inverse["passes"], inverse["residuals"], strict=True) if r <= plain["residuals"][8])
     assert report["inverse"]["share_of_passes"] == first / 8
     estimated = report["curves"]["anderson"]["passes"]
-    assert estimated[0] == 5 and estimated[-1] == 21  # the step size's estimate is paid for
+    assert estimated[0] == 2 and estimated[-1] == 18  # the step size's estimate is paid for
 
 
 def test_psnr_has_its_ceiling(pipe, pictures, monkeypatch):

@@ -133,16 +133,17 @@ def test_a_batch_gives_what_its_pictures_give(pipe):
 
 def test_the_default_step_is_half_the_estimated_bound(pipe):
     arguments = {"image": picture("sd3"), **PROMPTS, **RUN}
-    report = pipe.estimate_step_size(**arguments)
+    report = pipe.estimate_step_size(**arguments, local_points=1, global_points=1)
     default, chosen = (edit(pipe, step_size=eta, keep_history=True) for eta in (None, 0.5 * report.bound))
     torch.testing.assert_close(default.step_size, 0.5 * report.bound)
     torch.testing.assert_close(default.latents, chosen.latents)
-    assert report.num_function_evaluations == 6 and report.local_ratios.shape == (6, 1)
+    assert report.num_function_evaluations == 3 and report.local_ratios.shape == (1, 1)
     passes = 3 * 2  # steps of the tail, guided
-    assert default.num_function_evaluations == chosen.num_function_evaluations + 5 * passes  # f(x_0) is shared
-    assert default.history[0].num_function_evaluations == 4 + 6 * passes
-    other = pipe.estimate_step_size(**arguments, generator=seeded(5), local_points=1, global_points=0)
-    assert other.local_ratios.shape == (1, 1) and other.bound != report.bound
+    assert default.num_function_evaluations == chosen.num_function_evaluations + 2 * passes  # f(x_0) is shared
+    assert default.history[0].num_function_evaluations == 4 + 3 * passes
+    other = pipe.estimate_step_size(**arguments, generator=seeded(5))
+    assert other.local_ratios.shape == (6, 1) and other.global_ratios.shape == (3, 1)
+    assert other.num_function_evaluations == 6 and other.bound != report.bound
 
 
 def test_a_run_that_diverges_ends_with_its_best_and_a_warning(pipe):

@@ -218,7 +218,7 @@ def test_the_noise_of_an_inversion_gives_the_picture_back(case):
     )  # fmt: skip
     assert result.residuals.shape == (4, 1) and bool((result.residuals.diff(dim=0) <= 0).all())
     if name not in ("sd15", "sdxl", "aura-flow"):  # random networks there are steeper than their inverse can follow
-        assert result.residuals[-1] < 0.5 * result.residuals[0]
+        assert result.residuals[-1] < 0.9 * result.residuals[0]
     sampler = sampler_of(stock.scheduler)
     with torch.no_grad():
         z = by_hand(stock, name, 0, ROWS[name].off, sampler, result.latents)
