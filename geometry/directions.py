@@ -47,8 +47,9 @@ def sample_directions(
         ValueError: ``num_projections`` or ``dim`` below 1, or an unknown kind.
 
     Example:
-        >>> sample_directions(5, 3, kind="quasi", generator=torch.Generator().manual_seed(0)).norm(dim=1)
-        tensor([1., 1., 1., 1., 1.])
+        >>> theta = sample_directions(3, 3, kind="orthogonal", generator=torch.Generator().manual_seed(0))
+        >>> torch.allclose(theta @ theta.T, torch.eye(3), atol=1e-6)
+        True
     """
     if isinstance(num_projections, bool) or not isinstance(num_projections, int) or num_projections < 1:
         raise ValueError(f"`num_projections` must be a whole number >= 1, got {num_projections!r}")

@@ -20,6 +20,7 @@ __all__ = ["sort_rows", "sort_rows_with_order"]
 
 _INDEX_BITS = 28  # one less than are free: rounding back to float32 must not reach the next value
 _INDEX_MASK = (1 << 29) - 1
+_BLOCK = 1 << 16  # keys that are packed, sorted and unpacked at once, so that they stay in the cache
 _SMALL = 1 << 14  # elements below which a thread costs more than it saves
 _pool: ThreadPoolExecutor | None = None
 
@@ -60,15 +61,21 @@ def sort_rows_with_order(rows: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     packed = array.dtype == np.float32 and array.shape[-1] < 1 << _INDEX_BITS
 
     def sort(start: int, stop: int) -> None:
-        if packed:
-            keys = array[start:stop].astype(np.float64)
-            bits = keys.view(np.int64)
-            bits |= np.arange(array.shape[-1], dtype=np.int64)
-            keys.sort(axis=-1)
-            np.bitwise_and(bits, _INDEX_MASK, out=order[start:stop])
-            array[start:stop] = keys
-        else:
+        if not packed:
             order[start:stop] = np.argsort(array[start:stop], axis=-1)
+            return
+        index = np.arange(array.shape[-1], dtype=np.int64)
+        block = max(1, _BLOCK // array.shape[-1])
+        buffer = np.empty((min(block, stop - start), array.shape[-1]))
+        for first in range(start, stop, block):
+            rows_here = slice(first, min(first + block, stop))
+            keys = buffer[: rows_here.stop - first]
+            keys[:] = array[rows_here]
+            bits = keys.view(np.int64)
+            bits |= index
+            keys.sort(axis=-1)
+            np.bitwise_and(bits, _INDEX_MASK, out=order[rows_here])
+            array[rows_here] = keys
 
     _in_threads(sort, array.shape)
     permutation = torch.from_numpy(order).reshape(rows.shape)
