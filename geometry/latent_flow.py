@@ -39,6 +39,7 @@ class LatentFlow(ModelMixin, ConfigMixin):
         latent_deviation: divides them then.
 
     Example:
+        >>> import torch
         >>> flow = LatentFlow(latent_dim=8, hidden_dim=16, num_layers=1)
         >>> flow(torch.randn(4, 8), torch.tensor([1000.0])).sample.shape
         torch.Size([4, 8])
