@@ -1,6 +1,7 @@
 """The benchmarks' claims on small settings, and that their scripts run."""
 
 import sys
+import time
 
 import pytest
 import torch
@@ -42,10 +43,10 @@ def test_scripts_write_their_reports(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_the_rule_is_faster_than_diffusers_one():
-    """1.8 times as fast by the benchmark; a crowded machine gets some room."""
+    """In CPU time of one thread, for a machine with other work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        assert max(guidance_cost.rule_cost("cpu", 15)["speedup"] for _ in range(3)) >= 1.8
+        assert max(guidance_cost.rule_cost("cpu", 15, time.process_time)["speedup"] for _ in range(3)) >= 1.8
     finally:
         torch.set_num_threads(threads)
