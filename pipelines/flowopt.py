@@ -59,7 +59,7 @@ class FlowOptPipelineMixin(SharedComponentsMixin):
         guidance_scale: float = 3.5,
         source_guidance_scale: float = 1.0,
         negative_prompt: str | Sequence[str] | None = None,
-        acceleration: Literal["none", "anderson", "inverse"] = "anderson",
+        acceleration: Literal["none", "anderson", "inverse"] = "none",
         mask_image: Any = None,
         blend: Literal["feather", "none"] | None = None,
         selection: Literal["last"] | Callable[[torch.Tensor, list[Any]], torch.Tensor] = "last",
@@ -84,13 +84,15 @@ class FlowOptPipelineMixin(SharedComponentsMixin):
             strength: share of the schedule's steps that are run, in (0, 1]: how much may change at all.
             num_inference_steps: steps of the full schedule.
             num_optimization_steps: updates, >= 0: the more, the closer to the source.
-            step_size: > 0, one for all pictures or (B,); None is half the theorem's bound, estimated from a near and a
-                far pair at two passes (`estimate_step_size` takes more), or 1 where `acceleration` is "inverse".
+            step_size: > 0, one for all pictures or (B,). None is half the theorem's bound, estimated from a near and a
+                far pair at two passes (`estimate_step_size` takes more), and shared out among the updates of "none", so
+                that the last iterate is still an edit; of "inverse" it is 1.
             guidance_scale: of the target prompt, in the usual convention where 1 is none.
             source_guidance_scale: of the source prompt.
             negative_prompt: what to guide away from, under the target prompt.
-            acceleration: "none" is the paper's update; "anderson" extrapolates it at the same cost; "inverse" inverts
-                again each time, at two passes an iteration, and is by far the fastest towards the source.
+            acceleration: "none" is the paper's update. The others reach the source sooner, which an edit seldom wants:
+                "anderson" extrapolates the update at the same cost; "inverse" inverts again each time, at two passes
+                an iteration, and is by far the fastest.
             mask_image: white where the picture may change, as `image` or one for all pictures; the rest is kept,
                 pixel by pixel. None lets all of it change.
             blend: how the edit is set into the picture under a mask: "feather" fades it in from the mask's edge
@@ -181,7 +183,7 @@ class FlowOptPipelineMixin(SharedComponentsMixin):
             prompt: what the picture shows.
             num_inference_steps: steps of the sampler.
             num_optimization_steps: updates, >= 0.
-            step_size: as for the call.
+            step_size: as for the call, but half the bound is each update's.
             guidance_scale: of the prompt, in the usual convention where 1 is none.
             negative_prompt: what to guide away from.
             acceleration: as for the call.

@@ -33,6 +33,7 @@ class Iterations:
             g, extrapolated too. An iteration of it takes a pass through g and one through f.
         step_size: a number, one for each picture, or None: half the bound of the theorem, estimated from pairs; 1 for
             "inverse", where f(g(u)) is about u.
+        spread: with "none" and None, half the bound is shared out among the updates.
         solver_kwargs: further options of `trimtab.optim.fixed_point`.
         decode: latents to pictures, for the states.
         generator: of the pairs.
@@ -53,7 +54,9 @@ class Iterations:
         solver_kwargs: dict[str, Any],
         decode: Callable[[torch.Tensor], torch.Tensor],
         generator: torch.Generator | None,
+        spread: bool = False,
     ) -> None:
+        self._parts = max(1, num_optimization_steps) if spread and acceleration == "none" else 1
         self._task, self.decode = task, decode
         self._steps, self._acceleration, self._solver_kwargs = num_optimization_steps, acceleration, solver_kwargs
         self._generator, self._given = generator, step_size
@@ -75,7 +78,7 @@ class Iterations:
                     task.flow, x0, value=value, local_points=1, global_points=1, generator=self._generator
                 )
                 f = _knowing(task.flow, value)
-            self._set_step_size(self._given if self.report is None else safe_step(self.report))
+            self._set_step_size(self._given if self.report is None else safe_step(self.report) / self._parts)
             for state in self._solve(f, x0, "none" if self._acceleration == "none" else "anderson"):
                 yield self._state(state.iteration, state.value, state.x, state.residual)
         finally:
@@ -249,6 +252,7 @@ def begin(
         solver_kwargs=solver_options,
         decode=decode,
         generator=generator,
+        spread=not inversion,
     )
     chooser = Chooser(selection, task.prompts, task.pictures)
     return Run(task, iterations, chooser, steps=num_optimization_steps, inversion=inversion)

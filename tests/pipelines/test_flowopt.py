@@ -131,11 +131,13 @@ def test_a_batch_gives_what_its_pictures_give(pipe):
 # ---- the step size -----------------------------------------------------------------------------------------
 
 
-def test_the_default_step_is_half_the_estimated_bound(pipe):
+def test_the_default_steps_are_half_the_estimated_bound_together(pipe):
     arguments = {"image": picture("sd3"), **PROMPTS, **RUN}
     report = pipe.estimate_step_size(**arguments, local_points=1, global_points=1)
-    default, chosen = (edit(pipe, step_size=eta, keep_history=True) for eta in (None, 0.5 * report.bound))
-    torch.testing.assert_close(default.step_size, 0.5 * report.bound)
+    default, chosen = (edit(pipe, step_size=eta, keep_history=True) for eta in (None, 0.5 * report.bound / 3))
+    torch.testing.assert_close(default.step_size, 0.5 * report.bound / 3)  # three updates share it
+    accelerated = edit(pipe, step_size=None, acceleration="anderson")
+    torch.testing.assert_close(accelerated.step_size, 0.5 * report.bound)
     torch.testing.assert_close(default.latents, chosen.latents)
     assert report.num_function_evaluations == 3 and report.local_ratios.shape == (1, 1)
     passes = 3 * 2  # steps of the tail, guided

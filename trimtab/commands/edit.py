@@ -49,7 +49,7 @@ def add_parser(subparsers: Any) -> None:
     add("--steps", type=int, default=15, metavar="N", help="steps of the full schedule (default: 15)")
     add("--iterations", type=int, default=8, metavar="K", help="the more, the closer to the picture (default: 8)")
     add("--step-size", type=float, metavar="ETA", help="default: estimated from the convergence theorem's bound")
-    add("--acceleration", default="anderson", metavar="NAME", help="none, anderson or inverse (default: anderson)")
+    add("--acceleration", default="none", metavar="NAME", help="none, anderson or inverse (default: none)")
     add("--pick", type=int, metavar="K", help="the iterate that is the result (default: the last)")
     add(
         "--height",
