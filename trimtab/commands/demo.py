@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.commands.demo_edit import demo_edit
+from trimtab.commands.demo_optimize import demo_optimize
 from trimtab.commands.model import add_model_arguments, check_model, load_pipeline
 from trimtab.commands.pictures import check_folder, save_png
 
@@ -29,9 +30,9 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="the bundled model under CFG and APG, side by side",
-        description="Writes demo.png, the same prompts and seeds under CFG and APG at scales 3, 7 and 15, and "
-        "edit.png, a drawn picture and the iterates of its edit. Prints each column's saturation (mean of the HSV S "
-        "channel) and contrast (deviation of luminance).",
+        description="Writes demo.png, the same prompts and seeds under CFG and APG at scales 3, 7 and 15; edit.png, "
+        "a drawn picture and the iterates of its edit; and optimize.png, a picture whose noise climbs a reward. Prints "
+        "each column's saturation (mean of the HSV S channel) and contrast (deviation of luminance).",
         allow_abbrev=False,
     )
     parser.add_argument("--output", default="out", metavar="FOLDER", help="made if missing (default: out)")
@@ -77,7 +78,9 @@ def run(args: argparse.Namespace) -> None:
     made_by = {"prompts": PROMPTS, "seed": args.seed, "model": args.model or "bundled"}
     save_png(_sheet(list(columns.values()), labels), path, made_by)
     edited = demo_edit(pipe, folder)
-    print(f"\npicture  {path.resolve()}\nedit     {edited.resolve()}\nmodel    {model}")
+    optimized = demo_optimize(pipe, folder, args.seed)
+    print(f"\npicture  {path.resolve()}\nedit     {edited.resolve()}\noptimize {optimized.resolve()}")
+    print(f"model    {model}")
     print(f"code     {Path(__file__).parents[2]}")
     print(f"took     {time.perf_counter() - start:.0f} s\nnext     trimtab generate --help")
 

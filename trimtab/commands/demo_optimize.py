@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.commands.pictures import save_png
+from trimtab.commands.words import report_unknown_words
 
 __all__ = ["demo_optimize"]
 
@@ -29,6 +30,7 @@ def demo_optimize(pipe: Any, folder: Path, seed: int = 0) -> Path:
     from trimtab.commands.optimize_report import Improvements
     from trimtab.pipelines import NoiseOptimizationPipeline
 
+    report_unknown_words(pipe, [PROMPT])
     improvements = Improvements()
     optimized = NoiseOptimizationPipeline.from_pipe(pipe, reward="bundled")
     optimized.set_progress_bar_config(desc="optimize", leave=False, disable=None)
