@@ -9,7 +9,7 @@ from trimtab.commands.words import report_unknown_words
 __all__ = ["demo_optimize"]
 
 PROMPT = "three owls on a pink background"
-ITERATIONS = 25
+ITERATIONS = 15
 
 
 def demo_optimize(pipe: Any, folder: Path, seed: int = 0) -> Path:
