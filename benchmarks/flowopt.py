@@ -272,10 +272,9 @@ def main() -> None:
     pictures, captions = load_pictures(arguments.num_pictures)
     path = arguments.out / "flowopt.json"
     report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    report["num_pictures"] = arguments.num_pictures
     for part in parts:
         with torch.no_grad():
-            report[part] = PARTS[part](pipe, pictures, captions)
+            report[part] = {"num_pictures": len(pictures), **PARTS[part](pipe, pictures, captions)}
         shown = {key: value for key, value in report[part].items() if key != "curves"}
         print(part, json.dumps(shown, indent=2), flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ if __name__ == "trimtab" and not (_here / "pipelines").is_dir():
 
 _EXPORTS = {
     "AdaptiveProjectedGuidance": "trimtab.guidance",
+    "FlowOptPipeline": "trimtab.pipelines",
     "GenerationMap": "trimtab.pipelines",
     "NoiseOptimizationPipeline": "trimtab.pipelines",
     "asset_path": "trimtab.assets",
