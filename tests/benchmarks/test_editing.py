@@ -116,7 +116,7 @@ def test_a_small_run(small: tuple[dict[str, Any], Path], tmp_path: Path) -> None
     for cell in report["cells"]:
         assert all(len(cell[name]) == 2 for name in FIGURES)
     flowopt = [cell for cell in report["cells"] if cell["method"] == "flowopt"]
-    assert [cell["num_function_evaluations"] for cell in flowopt[:3]] == [6, 10, 14]
+    assert [cell["num_function_evaluations"] for cell in flowopt[:3]] == [7, 11, 15]
     assert [cell["num_function_evaluations"] for cell in flowopt[-2:]] == [7, 14]
     assert min(report["references"]["autoencoder"]["psnr_outside"]) > 20
     table = front_table(report)
