@@ -17,7 +17,8 @@ Draws pictures of held-out captions under every guidance rule at scales from 1 t
 their caption, their saturation and contrast, their Fréchet distance to rendered scenes, and seconds a picture.
 Writes guidance.json, guidance.md and (with matplotlib) guidance.png.
 
-The default plan has 65 cells (a rule at a scale): with 64 captions about 25 minutes on two idle CPU cores.
+The default plan has 55 cells (a rule at a scale): with 64 captions roughly half an hour on two idle CPU cores,
+half of it with --dtype bfloat16 on a CPU that computes in it.
 Finished cells are kept: an interrupted run, called again, goes on where it was.
 """
 
