@@ -19,6 +19,7 @@ from trimtab.assets import asset_path
 from trimtab.geometry import LatentFlow, PointCloudAutoencoder, PointCloudReconstructionPipeline
 
 from .point_clouds import LOSSES, TRAIN_CLASSES, ShapePool, build_loss
+from .point_clouds.model_card import measure_model, write_card
 from .training_loop import TrainingSettings, adamw, averaged_weights, train
 
 __all__ = [
@@ -32,7 +33,7 @@ __all__ = [
     "train_flow",
 ]
 
-STEPS = ("autoencoder", "flow", "assemble")
+STEPS = ("autoencoder", "flow", "assemble", "measure")
 
 
 @dataclass(frozen=True)
@@ -260,11 +261,23 @@ def main(arguments: list[str] | None = None) -> None:
     ):
         print(f"flow: stopped after {options.max_seconds:g} s; run the same command to go on")
         return
+    output = options.output or asset_path("emoji-sprites").parent / "point-clouds"
     if "assemble" in options.steps:
         averaged_weights(flow_module, folder / "flow")
-        output = options.output or asset_path("emoji-sprites").parent / "point-clouds"
         assemble(autoencoder.cpu().eval(), flow.cpu().eval(), output)
         print(f"written to {output}")
+    if "measure" in options.steps:
+        pipe = PointCloudReconstructionPipeline.from_pretrained(output)
+        figures = measure_model(pipe)
+        training = preset.training
+        write_card(
+            output,
+            figures,
+            pipe,
+            f"The autoencoder took {training.num_steps:,} steps of {training.batch_size} clouds under {options.loss} "
+            f"with {options.num_projections} slices, the flow {preset.flow_training.num_steps:,} steps.",
+        )
+        print(figures)
 
 
 if __name__ == "__main__":

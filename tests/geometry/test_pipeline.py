@@ -41,7 +41,7 @@ def pipe():
 
 
 def test_autoencoder_is_the_papers():
-    """By the sheet's table of layers: 3-64-64-64-128-1024, 256 of unit length, 1024-1024-3 m, tanh."""
+    """Layer by layer: 3-64-64-64-128-1024, 256 of unit length, 1024-1024-3 m, tanh."""
     model = PointCloudAutoencoder()
     shapes = [tuple(p.shape[:2]) for name, p in model.named_parameters() if p.ndim > 1]
     encoder = [(64, 3), (64, 64), (64, 64), (128, 64), (1024, 128), (256, 1024)]

@@ -29,6 +29,7 @@ from trimtab.recipes.point_clouds import (
     make_shape,
 )
 from trimtab.recipes.point_clouds.losses import adaptive_sliced_wasserstein
+from trimtab.recipes.point_clouds.model_card import measure_model, nearest_neighbour_accuracy, write_card
 from trimtab.recipes.training_loop import TrainingSettings
 
 pytestmark = pytest.mark.filterwarnings(NUMPY_IN_SCHEDULERS)
@@ -179,7 +180,7 @@ def test_recipe_from_nothing_and_resumed(tmp_path, monkeypatch, capsys):
     recipe.main([*options, "--max-seconds", "0"])
     assert "autoencoder: stopped after 0 s" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "autoencoder" / "checkpoint.json").read_text())["step"] == 1
-    recipe.main(options)
+    recipe.main([*options, "--steps", "autoencoder", "flow", "assemble"])
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == [
         "autoencoder",
         "flow",
@@ -191,6 +192,19 @@ def test_recipe_from_nothing_and_resumed(tmp_path, monkeypatch, capsys):
     assert pipe.autoencoder.dtype is torch.float32  # stored in half precision, loaded as Diffusers does
     assert pipe(draw_cloud("chair", 0, 100)).clouds.isfinite().all()
     assert pipe.generate(2, num_inference_steps=2).clouds.shape == (2, 32, 3)
+    figures = measure_model(pipe, shapes_a_class=1)
+    for errors in figures["errors"].values():  # two samples of one surface are nearer than a model of three steps
+        assert all(errors[f"{name}, floor"] < errors[name] for name in ("CD", "SW", "EMD"))
+    write_card(tmp_path / "model", figures, pipe, "Three steps.")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "back to 32 points" in card and "| new classes |" in card and "Three steps." in card
+    assert json.loads((tmp_path / "model" / "figures.json").read_text()) == figures
+
+
+def test_nearest_neighbours_tell_sets_apart_only_where_they_differ():
+    sets = torch.randn(60, 32, 3, generator=torch.Generator().manual_seed(0))
+    assert 0.25 < nearest_neighbour_accuracy(sets[:30], sets[30:]) < 0.75
+    assert nearest_neighbour_accuracy(sets[:30], 3 * sets[30:]) > 0.95
 
 
 def test_recalibrated_statistics_are_those_of_the_data():
