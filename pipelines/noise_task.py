@@ -138,9 +138,9 @@ def adds_noise(scheduler: Any, num_inference_steps: int) -> bool:
         True if two generators give two results; False also where it can't be told.
 
     Example:
-        >>> from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler
-        >>> adds_noise(DDIMScheduler(), 4), adds_noise(EulerAncestralDiscreteScheduler(), 1)
-        (False, False)
+        >>> from diffusers import DDIMScheduler, DDPMScheduler
+        >>> adds_noise(DDIMScheduler(), 4), adds_noise(DDPMScheduler(), 4)
+        (False, True)
     """
     if "generator" not in inspect.signature(scheduler.step).parameters:
         return False
