@@ -1,12 +1,12 @@
 """The edits that ``trimtab edit`` is asked for: from flags or from a JSONL file, checked before anything runs."""
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from trimtab.commands.errors import UsageError, first_line
+from trimtab.commands.errors import UsageError
+from trimtab.commands.json_lines import json_lines
 from trimtab.commands.pictures import slug
 
 __all__ = ["OPTIONAL", "edit_jobs"]
@@ -49,26 +49,16 @@ def edit_jobs(args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
     if given := [_flag(key) for key in _REQUIRED if getattr(args, key) is not None]:
         raise UsageError(f"--jobs has the pictures and prompts; leave {', '.join(given)} away")
     file = Path(args.jobs).expanduser()
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--jobs takes a JSONL file; {file}: {first_line(error)}") from None
     jobs = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            where = f"{file} line {number}: "
-            job = _checked({**defaults, **_parsed(line, where)}, file.parent, where)
-            jobs.append((f"{len(jobs):04d}-{slug(job['prompt'])}", job))
+    for where, line, value in json_lines(file):
+        job = _checked({**defaults, **_entry(value, line, where)}, file.parent, where)
+        jobs.append((f"{len(jobs):04d}-{slug(job['prompt'])}", job))
     if not jobs:
         raise UsageError(f"--jobs takes a file with an edit a line; {file} has none")
     return jobs
 
 
-def _parsed(line: str, where: str) -> dict[str, Any]:
-    try:
-        job = json.loads(line)
-    except ValueError as error:
-        raise UsageError(f"{where}no JSON: {first_line(error)}") from None
+def _entry(job: Any, line: str, where: str) -> dict[str, Any]:
     if not isinstance(job, dict):
         raise UsageError(f"{where}takes an object with {', '.join(_REQUIRED)}; got {line.strip()[:40]}")
     if unknown := set(job) - set(_REQUIRED) - set(OPTIONAL):

@@ -1,12 +1,12 @@
 """The runs that ``trimtab optimize`` is asked for: from flags or from a JSONL file, checked before anything runs."""
 
 import argparse
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from trimtab.commands.errors import UsageError, first_line
+from trimtab.commands.errors import UsageError
+from trimtab.commands.json_lines import json_lines
 from trimtab.commands.pictures import slug
 
 __all__ = ["optimize_jobs", "reward_weights"]
@@ -34,15 +34,9 @@ def optimize_jobs(args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
     given = [{"prompt": prompt} for prompt in args.prompts]
     where = ["PROMPT: "] * len(given)
     if args.jobs is not None:
-        file = Path(args.jobs).expanduser()
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"--jobs takes a JSONL file; {file}: {first_line(error)}") from None
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                where.append(f"{file} line {number}: ")
-                given.append(_parsed(line, where[-1]))
+        for start, line, value in json_lines(Path(args.jobs).expanduser()):
+            where.append(start)
+            given.append(_entry(value, line, start))
     if not given:
         raise UsageError("give at least one PROMPT or a file of them with --jobs")
     jobs = []
@@ -80,11 +74,7 @@ def reward_weights(given: list[str]) -> str | dict[str, float]:
     return weights
 
 
-def _parsed(line: str, where: str) -> dict[str, Any]:
-    try:
-        entry = json.loads(line)
-    except ValueError as error:
-        raise UsageError(f"{where}no JSON: {first_line(error)}") from None
+def _entry(entry: Any, line: str, where: str) -> dict[str, Any]:
     if not isinstance(entry, dict) or "prompt" not in entry:
         raise UsageError(f"{where}takes an object with a prompt; got {line.strip()[:40]}")
     if unknown := set(entry) - set(_KEYS):
