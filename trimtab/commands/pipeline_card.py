@@ -109,43 +109,52 @@ def pipeline_card(file: str, class_name: str, *, repo_id: str | None, has_model:
 
 
 def _example(file: str, kind: str, repo: str, base: str | None, has_model: bool) -> list[str]:
-    own = has_model or base is None
-    where = f'"{repo}"' if own else f'"{base}", custom_pipeline="{repo}"'
-    dtype = "" if kind == "point_cloud" else ", dtype=torch.bfloat16"
-    head = [
-        *([] if kind == "point_cloud" else ["import torch"]),
+    loading = [f'    "{repo}",'] if has_model or base is None else [f'    "{base}",', f'    custom_pipeline="{repo}",']
+    if kind == "point_cloud":
+        return [
+            "from diffusers import DiffusionPipeline",
+            "from trimtab.geometry import save_point_cloud",
+            "",
+            f'pipe = DiffusionPipeline.from_pretrained("{repo}", trust_remote_code=True)',
+            *_CALLS[kind](file),
+        ]
+    return [
+        "import torch",
         "from diffusers import DiffusionPipeline",
+        *(["from trimtab.rewards import load_reward"] if kind == "noise_optimization" else []),
+        *(["from diffusers.utils import export_to_video"] if file == "guided_wan" else []),
         "",
-        f"pipe = DiffusionPipeline.from_pretrained({where}, trust_remote_code=True{dtype})",
-        *([] if kind == "point_cloud" else ['pipe.to("cuda")']),
+        "pipe = DiffusionPipeline.from_pretrained(",
+        *loading,
+        "    trust_remote_code=True,",
+        "    dtype=torch.bfloat16,",
+        ').to("cuda")',
+        *_CALLS[kind](file),
     ]
-    return [*head, *_CALLS[kind](file)]
 
 
 def _guided(file: str) -> list[str]:
     if file == "guided_wan":
-        return [
-            "from diffusers.utils import export_to_video",
-            "",
-            'export_to_video(pipe("a cat on a red chair").frames[0], "cat.mp4", fps=16)',
-        ]
+        return ['export_to_video(pipe("a cat on a red chair").frames[0], "cat.mp4", fps=16)']
     return ['pipe("a cat on a red chair").images[0].save("cat.png")']
 
 
 def _flowopt(file: str) -> list[str]:
-    prompts = 'source_prompt="a cat on a red chair", prompt="a dog on a red chair"'
     return [
-        f'out = pipe(image="cat.png", {prompts})',
+        'out = pipe(image="cat.png", source_prompt="a cat on a red chair", prompt="a dog on a red chair")',
         'out.images[0].save("dog.png")',
     ]
 
 
 def _noise_optimization(file: str) -> list[str]:
     preset = _PRESETS.get(file)
-    how = f'preset="{preset}"' if preset else 'gradient="jacobian-free"'
     return [
-        "generator = torch.Generator().manual_seed(0)",
-        f'out = pipe("a cat on a red chair", reward="pickscore", {how}, generator=generator)',
+        "out = pipe(",
+        '    "a cat on a red chair",',
+        '    reward=load_reward("pickscore", device="cuda"),',
+        f'    preset="{preset}",' if preset else '    gradient="jacobian-free",',
+        "    generator=torch.Generator().manual_seed(0),",
+        ")",
         'out.images[0].save("cat.png")',
         "print(out.rewards)  # one an iteration",
     ]
@@ -153,8 +162,6 @@ def _noise_optimization(file: str) -> list[str]:
 
 def _point_cloud(file: str) -> list[str]:
     return [
-        "from trimtab.geometry import save_point_cloud",
-        "",
         'out = pipe("chair.obj")  # or a PLY, STL, GLB, NPZ, XYZ, a trimesh mesh, an array (N, 3)',
         'save_point_cloud(out.clouds[0], "chair.ply")',
         "print(out.distances)",
