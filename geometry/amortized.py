@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,8 @@ class AmortizedSlicedWasserstein(nn.Module):
 
     :math:`\min_\phi \max_\psi \mathbb{E}_X \, \mathbb{E}_{\theta \sim \mathrm{vMF}(a_\psi(X, \hat X), \kappa)}
     W_p^p(\theta^\top X, \theta^\top \hat X)`. A training step ascends in psi on :meth:`adversary_loss`, then
-    descends in phi on :meth:`loss`; gradients of the latter reach the clouds only through the projected points. With
+    descends in phi on :meth:`loss`; gradients of the latter reach the clouds only through the projected points. Or both
+    players move at once by :meth:`joint_loss`, which costs little more than one of the two. With
     ``kappa=math.inf`` it is the amortized Max-SW, which may collapse in training; with a finite kappa every
     direction keeps a positive density, so that a bad prediction does no harm.
 
@@ -95,6 +97,25 @@ class AmortizedSlicedWasserstein(nn.Module):
         pair = check_pair(x, y)
         return -self._cost(pair, self.slicer(x, y), generator).mean().to(pair.dtype)
 
+    def joint_loss(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The mean cost, for both players in one backward pass on the same draws.
+
+        Its gradient in the clouds is that of :meth:`loss`, its gradient in the slicer's weights that of
+        :meth:`adversary_loss`: the sign turns between them (gradient reversal; Ganin and Lempitsky 2015, arXiv
+        1409.7495). The paper's step differs in that the slicer moves first and directions are then drawn anew.
+
+        Args:
+            x: (B, N, d) or (N, d) floating point.
+            y: (B, M, d) or (M, d).
+            generator: of the draws.
+
+        Returns:
+            A scalar, differentiable in ``x``, ``y`` and the slicer's weights.
+        """
+        centre = _Reversed.apply(self.slicer(x.detach(), y.detach()))
+        pair = check_pair(x, y)
+        return self._cost(pair, centre, generator).mean().to(pair.dtype)
+
     def forward(self, x: Tensor, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """:meth:`loss`."""
         return self.loss(x, y, generator)
@@ -106,3 +127,15 @@ class AmortizedSlicedWasserstein(nn.Module):
         else:
             theta = slices_around(centre, self.kappa, self.num_projections, generator)
         return paired_cost(pair, theta, self.p)
+
+
+class _Reversed(torch.autograd.Function):
+    """The identity, whose gradient has the other sign."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        return -upstream

@@ -54,7 +54,7 @@ class PointCloudAutoencoder(ModelMixin, ConfigMixin):
         encoder_channels: widths of the layers applied to each point.
         decoder_channels: widths of the decoder's hidden layers.
         normalize_latents: whether codes have unit length.
-        negative_slope: of the activations below zero; 0 is the paper's ReLU.
+        negative_slope: of the activations below zero, >= 0; 0 is the paper's ReLU.
 
     Example:
         >>> model = PointCloudAutoencoder(num_points=64, encoder_channels=(16, 32), decoder_channels=(32,)).eval()
@@ -74,22 +74,17 @@ class PointCloudAutoencoder(ModelMixin, ConfigMixin):
         negative_slope: float = 0.0,
     ) -> None:
         super().__init__()
+        self.activation = nn.LeakyReLU(negative_slope) if negative_slope else nn.ReLU()
         widths = (in_channels, *encoder_channels)
-        self.point_layers = nn.ModuleList(
-            _block(nn.Conv1d(before, after, 1), nn.BatchNorm1d(after), negative_slope)
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.point_layers = _layers(widths)
         self.to_latents = nn.Linear(widths[-1], latent_dim)
         widths = (latent_dim, *decoder_channels)
-        self.decoder_layers = nn.ModuleList(
-            _block(nn.Linear(before, after), nn.BatchNorm1d(after), negative_slope)
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.decoder_layers = _layers(widths)
         self.to_points = nn.Linear(widths[-1], num_points * in_channels)
-        for layer in self.modules():
-            if isinstance(layer, nn.Linear):
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.constant_(layer.bias, 0.01)
+        # The official code starts its layers a cloud so, and leaves those a point as PyTorch starts them.
+        for layer in (self.to_latents, *(layer[0] for layer in self.decoder_layers), self.to_points):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.constant_(layer.bias, 0.01)
 
     def encode(self, sample: Tensor, return_dict: bool = True) -> PointCloudEncoderOutput | tuple[Tensor]:
         """The codes of clouds.
@@ -108,10 +103,11 @@ class PointCloudAutoencoder(ModelMixin, ConfigMixin):
         if sample.ndim != 3 or sample.shape[-1] != self.config.in_channels:
             wanted = f"(B, N, {self.config.in_channels})"
             raise ValueError(f"`sample` must have shape {wanted}, got {tuple(sample.shape)}")
-        features = sample.mT
-        for layer in self.point_layers:
-            features = layer(features)
-        latents = self.to_latents(features.amax(-1))
+        features = sample.flatten(0, 1)
+        for layer in self.point_layers[:-1]:
+            features = self.activation(layer(features))
+        features = self.point_layers[-1](features).unflatten(0, sample.shape[:2]).max(1).values
+        latents = self.to_latents(self.activation(features))  # it is monotone: after the maximum is as before
         if self.config.normalize_latents:
             latents = nn.functional.normalize(latents, dim=-1)
         return PointCloudEncoderOutput(latents) if return_dict else (latents,)
@@ -134,7 +130,7 @@ class PointCloudAutoencoder(ModelMixin, ConfigMixin):
             raise ValueError(f"`latents` must have shape {wanted}, got {tuple(latents.shape)}")
         features = latents
         for layer in self.decoder_layers:
-            features = layer(features)
+            features = self.activation(layer(features))
         # Coordinates need more than bfloat16's 8 bits, so the last layer stays out of autocast.
         with torch.autocast(features.device.type, enabled=False):
             sample = self.to_points(features.to(self.to_points.weight.dtype)).tanh()
@@ -146,5 +142,6 @@ class PointCloudAutoencoder(ModelMixin, ConfigMixin):
         return self.decode(self.encode(sample).latents, return_dict=return_dict)
 
 
-def _block(layer: nn.Module, norm: nn.Module, negative_slope: float) -> nn.Sequential:
-    return nn.Sequential(layer, norm, nn.LeakyReLU(negative_slope) if negative_slope else nn.ReLU())
+def _layers(widths: Sequence[int]) -> nn.ModuleList:
+    pairs = zip(widths[:-1], widths[1:], strict=True)
+    return nn.ModuleList(nn.Sequential(nn.Linear(before, after), nn.BatchNorm1d(after)) for before, after in pairs)

@@ -142,8 +142,11 @@ class _EfficientAttention(_Attention):
     """``softmax_features(q) (softmax_points(k)' v)``, averaged over the points."""
 
     def pooled(self, points: Tensor) -> Tensor:
-        q, k, v = self.to_q(points).softmax(-1), self.to_k(points).softmax(1), self.to_v(points)
-        return (q.mean(1, keepdim=True) @ (k.mT @ v))[:, 0]
+        q = self.to_q(points).softmax(-1)
+        bias, weight = (t.expand(len(points), -1, -1) for t in (self.to_k.bias[:, None], self.to_k.weight))
+        k = torch.baddbmm(bias, weight, points.mT).softmax(-1)  # (B, key_dim, N): along rows it is faster
+        v = self.to_v(k @ points)  # weights that sum to one, so the layer may come after them
+        return (q.mean(1, keepdim=True) @ v)[:, 0]
 
 
 class _LinearAttention(_Attention):

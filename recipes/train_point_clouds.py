@@ -96,18 +96,13 @@ class ReconstructionLoss(nn.Module):
         points = autoencoder.config.num_points
         self.distance = build_loss(loss, points, kappa=kappa, num_projections=num_projections)
 
-    def forward(self, clouds: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        """The mean distance of a batch (B, N, d), and the adversary's loss, zero where there is no adversary.
-
-        Their gradients meet in no weight, so one backward pass through their sum serves both players.
-        """
+    def forward(self, clouds: Tensor, seed: int) -> Tensor:
+        """The mean distance of a batch (B, N, d); one backward pass serves the adversary too, where there is one."""
         generator = torch.Generator().manual_seed(seed)
         reconstructed = self.autoencoder(clouds).sample.float()
-        if hasattr(self.distance, "adversary_loss"):
-            with torch.autocast(clouds.device.type, enabled=False):
-                adversary = self.distance.adversary_loss(clouds, reconstructed, generator)
-                return self.distance.loss(clouds, reconstructed, generator), adversary
-        return self.distance.loss(clouds, reconstructed, generator), clouds.new_zeros(())
+        cost = getattr(self.distance, "joint_loss", self.distance.loss)
+        with torch.autocast(clouds.device.type, enabled=False):
+            return cost(clouds, reconstructed, generator)
 
     def optimizers(self, settings: TrainingSettings) -> list[torch.optim.Optimizer]:
         """AdamW for the autoencoder; for the slicer the paper's Adam, of rate 1e-3 and betas (0, 0.9)."""
@@ -152,8 +147,7 @@ def train_autoencoder(
     ) -> tuple[Tensor, dict[str, Tensor]]:
         seed = settings.seed * 1_000_003 + draw
         clouds = pool.draw(settings.batch_size, num_points, torch.Generator().manual_seed(seed)).to(device)
-        cost, adversary = prepared(clouds, seed)
-        return cost + adversary, {"cost": cost.detach()}
+        return prepared(clouds, seed), {}
 
     optimizers = module.optimizers(settings)
     return train(module, loss_of_step, settings, folder, max_seconds=max_seconds, optimizers=optimizers)

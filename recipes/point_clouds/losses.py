@@ -106,7 +106,7 @@ LOSSES: dict[str, Callable[[int, float, int], nn.Module]] = {
 
 
 def build_loss(name: str, num_points: int, *, kappa: float = 1.0, num_projections: int = 100) -> nn.Module:
-    """A loss with ``loss(x, y, generator)`` and, where it has an adversary, ``adversary_loss(x, y, generator)``.
+    """A loss with ``loss(x, y, generator)`` and, where it has an adversary, ``joint_loss(x, y, generator)``.
 
     Args:
         name: one of :data:`LOSSES`.

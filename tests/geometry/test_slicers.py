@@ -105,11 +105,18 @@ def test_losses_reach_their_own_side_only(kappa):
     loss = distance.loss(x, y, torch.Generator().manual_seed(0))
     loss.backward()
     assert y.grad.abs().sum() > 0 and all(p.grad is None for p in distance.parameters())
-    y.grad = None
+    cloud_slope, y.grad = y.grad, None
     adversary = distance.adversary_loss(x, y, torch.Generator().manual_seed(0))
     adversary.backward()
     assert y.grad is None and any(p.grad.abs().sum() > 0 for p in distance.parameters())
     torch.testing.assert_close(adversary, -loss)
+    slopes = [p.grad.clone() for p in distance.parameters() if p.grad is not None]
+    distance.zero_grad()
+    joint = distance.joint_loss(x, y, torch.Generator().manual_seed(0))
+    joint.backward()
+    torch.testing.assert_close(joint, loss)
+    torch.testing.assert_close(y.grad, cloud_slope)
+    torch.testing.assert_close([p.grad for p in distance.parameters() if p.grad is not None], slopes)
     if math.isinf(kappa):
         centre = distance.slicer(x, y.detach()).detach()
         torch.testing.assert_close(loss, sliced_wasserstein(x, y, projections=centre[:, None]).mean())
