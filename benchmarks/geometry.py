@@ -204,7 +204,7 @@ def measure(parts: list[str], output: Path, *, quick: bool = False) -> dict[str,
         "scaling": lambda: scaling(1024 if quick else 65_536),
         "chamfer": lambda: chamfer(256 if quick else 16_384),
         "flow": lambda: geometry_flow.flow(output, quick=quick),
-        "losses": lambda: geometry_losses.losses(quick=quick),
+        "losses": lambda: geometry_losses.losses(output, quick=quick),
     }
     output.mkdir(parents=True, exist_ok=True)
     path = output / "geometry.json"

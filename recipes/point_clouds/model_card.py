@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def codes_accuracy(autoencoder: Any, *, train: int = 24, test: int = 12, seed: i
     points = autoencoder.config.num_points
     codes, labels = [], []
     for is_test, count in ((False, train), (True, test)):
-        pool = ShapePool(TRANSFER_CLASSES, count, points, test=is_test, seed=seed)
+        pool = _transfer_shapes(count, points, is_test, seed)
         with torch.no_grad():
             parts = pool.clouds.split(64)
             codes.append(torch.cat([autoencoder.eval().encode(part).latents for part in parts]).double())
@@ -116,6 +117,11 @@ def codes_accuracy(autoencoder: Any, *, train: int = 24, test: int = 12, seed: i
     solver.step(closure)
     with torch.no_grad():
         return (layer(held_out).argmax(1) == labels[1]).double().mean().item()
+
+
+@cache
+def _transfer_shapes(count: int, points: int, is_test: bool, seed: int) -> ShapePool:
+    return ShapePool(TRANSFER_CLASSES, count, points, test=is_test, seed=seed)
 
 
 @torch.no_grad()
