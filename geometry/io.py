@@ -52,7 +52,7 @@ def load_point_cloud(source: Any, *, num_points: int | None = None, generator: t
         ImportError: trimesh is needed and not installed.
 
     Warns:
-        UserWarning: a million points were drawn from a larger cloud.
+        UserWarning: the cloud has more than a million points, of which some were drawn.
     """
     if num_points is not None and (not isinstance(num_points, int) or num_points < 1):
         raise ValueError(f"`num_points` must be None or a whole number >= 1, got {num_points!r}")
@@ -73,7 +73,7 @@ def load_point_cloud(source: Any, *, num_points: int | None = None, generator: t
             raise ValueError(f"points must have shape (N, 3), got {points.shape}")
         limit = num_points or _MAX_POINTS
         if len(points) > limit:
-            if num_points is None:
+            if len(points) > _MAX_POINTS:
                 warnings.warn(f"{name} has {len(points):,} points; {limit:,} of them are used", stacklevel=2)
             points = points[np.sort(rng.choice(len(points), limit, replace=False))]
         cloud = torch.from_numpy(np.ascontiguousarray(points, np.float32))

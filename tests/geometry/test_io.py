@@ -76,6 +76,8 @@ def test_huge_clouds_are_subsampled_with_a_notice(tmp_path, monkeypatch):
     np.save(tmp_path / "big.npy", POINTS.numpy())
     with pytest.warns(UserWarning, match="big.npy has 50 points; 30 of them are used"):
         assert load_point_cloud(tmp_path / "big.npy").shape == (30, 3)
+    with pytest.warns(UserWarning, match="big.npy has 50 points; 10 of them are used"):
+        assert load_point_cloud(tmp_path / "big.npy", num_points=10).shape == (10, 3)
 
 
 def write(name, content):

@@ -219,18 +219,43 @@ def test_command(model, tmp_path, capsys):
     trimesh.creation.box().export(tmp_path / "box.stl")
     small = ["--model", model, "--output", str(out), "--frames", "3", "--size", "32"]
     assert main(["reconstruct", str(source), str(tmp_path / "box.stl"), *small]) == 0
-    names = {"a-chair.ply", "a-chair.png", "a-chair.gif", "box.ply", "box.png", "box.gif", "manifest.jsonl"}
-    assert {path.name for path in out.iterdir()} == names
+    names = {f"{stem}-reconstruction.{ending}" for stem in ("a-chair", "box") for ending in ("ply", "png", "gif")}
+    assert {path.name for path in out.iterdir()} == names | {"manifest.jsonl"}
     lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
-    assert [line["files"][0] for line in lines] == ["a-chair.ply", "box.ply"]
+    assert [line["files"][0] for line in lines] == ["a-chair-reconstruction.ply", "box-reconstruction.ply"]
     assert lines[0]["distances"]["chamfer"] > 0 and lines[0]["source"] == str(source)
-    assert load_point_cloud(out / "a-chair.ply").shape == (40, 3)
-    with Image.open(out / "box.png") as image:
+    assert load_point_cloud(out / "a-chair-reconstruction.ply").shape == (40, 3)
+    with Image.open(out / "box-reconstruction.gif") as image:
+        assert image.size == (64, 32) and image.n_frames == 3
+    with Image.open(out / "box-reconstruction.png") as image:
         assert image.size == (64, 32) and np.asarray(image).std() > 0
-    before = (out / "box.ply").stat().st_mtime_ns
+    before = (out / "box-reconstruction.ply").stat().st_mtime_ns
     capsys.readouterr()
     assert main(["reconstruct", str(source), str(tmp_path / "box.stl"), *small]) == 0
-    assert capsys.readouterr().out.count("done before") == 2 and (out / "box.ply").stat().st_mtime_ns == before
+    assert capsys.readouterr().out.count("done before") == 2
+    assert (out / "box-reconstruction.ply").stat().st_mtime_ns == before
+
+
+def test_command_never_mixes_files_up(model, tmp_path, capsys):
+    """Sources of one name get files of their own, none overwrites its source, and other settings do the work again."""
+    for folder, cloud in (("a", POINTS[0]), ("b", POINTS[1])):
+        (tmp_path / folder).mkdir()
+        save_point_cloud(cloud, tmp_path / folder / "chair.xyz")
+    out, sources = tmp_path / "a", [str(tmp_path / folder / "chair.xyz") for folder in "ab"]
+    small = ["--model", model, "--output", str(out), "--frames", "0", "--size", "32", "--format", "xyz"]
+    for _ in range(2):
+        assert main(["reconstruct", *sources, *small]) == 0
+    torch.testing.assert_close(load_point_cloud(sources[0]), POINTS[0])
+    stems = ("chair-reconstruction", "chair-reconstruction-2")
+    assert {path.name for path in out.glob("*.xyz")} == {"chair.xyz", *(f"{stem}.xyz" for stem in stems)}
+    clouds = [load_point_cloud(out / f"{stem}.xyz") for stem in stems]
+    assert not torch.allclose(*clouds)
+    capsys.readouterr()
+    assert main(["reconstruct", sources[0], *small, "--seed", "1"]) == 0
+    assert not torch.allclose(load_point_cloud(out / f"{stems[0]}.xyz"), clouds[0])
+    assert main(["reconstruct", sources[0], *small]) == 0
+    assert "done before" not in capsys.readouterr().out
+    torch.testing.assert_close(load_point_cloud(out / f"{stems[0]}.xyz"), clouds[0])
 
 
 @pytest.mark.parametrize(

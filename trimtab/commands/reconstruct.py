@@ -2,13 +2,14 @@
 
 import argparse
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from trimtab.commands.errors import UsageError, first_line
 from trimtab.commands.pictures import append_manifest, check_folder, save_png, slug
 
-__all__ = ["add_parser", "run"]
+__all__ = ["BUNDLED", "add_parser", "run", "write_reconstruction"]
 
 BUNDLED = "point-clouds"
 
@@ -18,9 +19,10 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "reconstruct",
         help="point clouds and meshes through the autoencoder",
-        description="For each cloud or mesh writes its reconstruction as a cloud, a turntable of it that moves (GIF), "
-        "and a picture of both (PNG); a line a file into manifest.jsonl, with their distances at unit radius. A file "
-        "that is already in the manifest with its outputs is left alone.",
+        description="For each cloud or mesh writes its reconstruction as a cloud, a turntable of both that moves "
+        "(GIF), and a picture of both (PNG), under the file's name and -reconstruction; a line a file into "
+        "manifest.jsonl, with their distances at unit radius. A file that is already in the manifest with its outputs "
+        "is left alone.",
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -53,7 +55,9 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    done = _done(folder)
+    from trimtab.geometry import load_point_cloud
+
+    done, names = _read_manifest(folder)
     for file in tqdm(args.files, desc="clouds", unit="cloud", disable=None):
         path = Path(file).expanduser()
         settings = {"model": args.model or "bundled", "seed": args.seed, "size": args.size, "frames": args.frames}
@@ -64,36 +68,64 @@ def run(args: argparse.Namespace) -> None:
         generator = torch.Generator().manual_seed(args.seed)
         try:
             output = pipe([path], generator=generator)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, ImportError) as error:
             raise UsageError(first_line(error)) from None
         folder.mkdir(parents=True, exist_ok=True)
         line["distances"] = {name: value.item() for name, value in output.distances.items()}
-        line["files"] = _write(path, output.clouds[0], folder, args, line)
+        name = names.setdefault(line["source"], _free_name(path, set(names.values())))
+        original = load_point_cloud(path, num_points=output.clouds.shape[1])
+        line["files"] = write_reconstruction(
+            original, output.clouds[0], folder / f"{name}.{args.format}", line, frames=args.frames, size=args.size
+        )
         append_manifest(folder, line)
         figures = ", ".join(f"{name} {value:.5f}" for name, value in line["distances"].items())
         tqdm.write(f"{folder / line['files'][0]}  {figures}", file=sys.stdout)
 
 
-def _write(path: Path, cloud: Any, folder: Path, args: argparse.Namespace, line: dict[str, Any]) -> list[str]:
+def write_reconstruction(
+    original: Any, cloud: Any, path: Path, made_by: dict[str, Any], *, frames: int = 24, size: int = 320
+) -> list[str]:
+    """Writes a reconstruction, and it beside the original as a picture and as a turntable.
+
+    Args:
+        original: (N, 3).
+        cloud: its reconstruction, (M, 3), in the same frame.
+        path: where to write the cloud; its folder exists. The others lie beside it and end in ``.png`` and ``.gif``.
+        made_by: what made it, into the PNG.
+        frames: of the turntable; 0 for none.
+        size: of a picture of one cloud, in pixels.
+
+    Returns:
+        The files' names.
+    """
     from PIL import Image
 
-    from trimtab.geometry import load_point_cloud, render_point_cloud, save_point_cloud, save_turntable, turntable
+    from trimtab.geometry import save_point_cloud, save_turntable, turntable
 
-    name = slug(path.stem)
-    written = [f"{name}.{args.format}", f"{name}.png"]
-    save_point_cloud(cloud, folder / written[0])
-    original = load_point_cloud(path, num_points=len(cloud))
+    save_point_cloud(cloud, path)
+    written = [path, path.with_suffix(".png")]
     centre = original.mean(0)
     radius = (original - centre).norm(dim=1).max().clamp_min(1e-12)
-    both = Image.new("RGB", (2 * args.size, args.size))
-    for index, points in enumerate((original, cloud.cpu())):
-        both.paste(render_point_cloud((points - centre) / radius, size=args.size), (index * args.size, 0))
-    save_png(both, folder / written[1], line)
-    if args.frames:
-        written.append(f"{name}.gif")
-        frames = turntable((cloud.cpu() - centre) / radius, num_frames=args.frames, size=args.size)
-        save_turntable(frames, folder / written[2])
-    return written
+    turns = [
+        turntable((points.cpu() - centre) / radius, num_frames=max(1, frames), size=size)
+        for points in (original, cloud)
+    ]
+    pairs = []
+    for left, right in zip(*turns, strict=True):
+        pairs.append(Image.new("RGB", (2 * size, size)))
+        pairs[-1].paste(left, (0, 0))
+        pairs[-1].paste(right, (size, 0))
+    save_png(pairs[0], written[1], made_by)
+    if frames:
+        written.append(path.with_suffix(".gif"))
+        save_turntable(pairs, written[2])
+    return [file.name for file in written]
+
+
+def _free_name(path: Path, taken: set[str]) -> str:
+    name = f"{slug(path.stem)}-reconstruction"
+    numbered = (f"{name}-{number}" for number in count(2))
+    return name if name not in taken else next(other for other in numbered if other not in taken)
 
 
 def _load(model: str | None, device: str) -> Any:
@@ -129,20 +161,23 @@ def _key(line: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(line.get(name) for name in ("source", "format", "model", "seed", "size", "frames"))
 
 
-def _done(folder: Path) -> dict[tuple[Any, ...], list[str]]:
-    """What the folder's manifest says was written, by source and settings."""
+def _read_manifest(folder: Path) -> tuple[dict[tuple[Any, ...], list[str]], dict[str, str]]:
+    """What the folder's manifest says was written, by source and settings, and each source's name for its files."""
     import json
 
     from trimtab.commands.pictures import MANIFEST
 
     path = folder / MANIFEST
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    found = {}
+    found, owners, names = {}, {}, {}
     for text in lines:
         try:
             line = json.loads(text)
         except ValueError:
             continue  # the last line of a run that was cut
-        if isinstance(line, dict) and "source" in line:
-            found[_key(line)] = line.get("files", [])
-    return found
+        if isinstance(line, dict) and "source" in line and line.get("files"):
+            found[_key(line)] = line["files"]
+            owners.update(dict.fromkeys(line["files"], _key(line)))
+            names[line["source"]] = Path(line["files"][0]).stem
+    # Files that other settings have written since are not there any more.
+    return {key: files for key, files in found.items() if all(owners[file] == key for file in files)}, names
