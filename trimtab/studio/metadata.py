@@ -15,15 +15,9 @@ import typing
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from trimtab.commands.pictures import save_png
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-__all__ = ["Embedded", "checked_settings", "embed", "plain_settings", "read_embedded"]
+__all__ = ["Embedded", "checked_settings", "made_by", "plain_settings", "read_embedded"]
 
 _MOST_CHARACTERS = 20_000
 _MOST_SETTINGS = 64
@@ -54,12 +48,10 @@ def plain_settings(job: Any) -> dict[str, Any]:
     return {name: _as_json(value) for name, value in values.items() if _is_plain(value)}
 
 
-def embed(image: Image, path: str | os.PathLike[str], tab: str, settings: Mapping[str, Any]) -> None:
-    """Writes a PNG with its settings inside, under a temporary name first.
+def made_by(tab: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``trimtab.commands.pictures.save_png`` is to write into a picture.
 
     Args:
-        image: the picture.
-        path: where to; its folder exists.
         tab: where it was made.
         settings: plain JSON, such as :func:`plain_settings` gives.
 
@@ -67,10 +59,10 @@ def embed(image: Image, path: str | os.PathLike[str], tab: str, settings: Mappin
         ValueError: for settings that :func:`read_embedded` would not take back.
     """
     content = json.dumps(dict(settings), allow_nan=False)
-    if _refused(content, json.loads(content)):
-        raise ValueError(f"`settings` are too large to embed: {_refused(content, json.loads(content))}")
+    if reason := _refused(content, json.loads(content)):
+        raise ValueError(f"`settings` are too large to embed: {reason}")
     shown = {name: settings[name] for name in ("prompt", "seed") if name in settings}
-    save_png(image, Path(path), {**shown, "tab": tab, "settings": dict(settings)})
+    return {**shown, "tab": tab, "settings": dict(settings)}
 
 
 def read_embedded(path: str | os.PathLike[str]) -> Embedded | None:
