@@ -10,12 +10,14 @@ from .meshes import sample_surface
 from .one_dimensional import wasserstein_1d
 from .optimal_transport import earth_movers_distance, sinkhorn_divergence
 from .optimized_slices import distributional_sliced_wasserstein, max_sliced_wasserstein
+from .refinement import REFINEMENT_LOSSES, refine_latents
 from .rendering import render_point_cloud, save_turntable, turntable
 from .sliced_wasserstein import SlicedTarget, sliced_wasserstein
 from .slicers import AmortizedSlicer
 from .von_mises_fisher import VonMisesFisher
 
 __all__ = [
+    "REFINEMENT_LOSSES",
     "AmortizedSlicedWasserstein",
     "AmortizedSlicer",
     "LatentFlow",
@@ -29,6 +31,7 @@ __all__ = [
     "load_point_cloud",
     "max_sliced_wasserstein",
     "normalize_cloud",
+    "refine_latents",
     "render_point_cloud",
     "sample_directions",
     "sample_surface",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Callable
@@ -119,7 +120,10 @@ def _read(path: Path) -> Any:
 
 
 def _read_mesh(trimesh: ModuleType, path: Path) -> Any:
-    scene = trimesh.load_scene(path)
+    if path.suffix.lower() == ".gltf":  # its numbers lie in files beside it
+        scene = trimesh.load_scene(path)
+    else:  # from memory, so that what a file names beside it is not opened
+        scene = trimesh.load_scene(io.BytesIO(path.read_bytes()), file_type=path.suffix[1:].lower())
     parts = list(scene.geometry.values())
     if not parts:
         raise ValueError("it holds no points")

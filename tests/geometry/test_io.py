@@ -1,5 +1,8 @@
 """Clouds from files of every kind, and back; pictures of them."""
 
+import json
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -211,3 +214,32 @@ def test_turntables(tmp_path):
         render_point_cloud(POINTS, size=2)
     with pytest.raises(ValueError, match=r"`cloud` must have shape"):
         render_point_cloud(POINTS[None])
+
+
+@pytest.mark.parametrize("ending", ["glb", "gltf"])
+def test_a_glb_opens_nothing_beside_it(ending, tmp_path):
+    """Its numbers are its own; those of a glTF lie in files beside it."""
+    points = np.arange(9, dtype="<f4").reshape(3, 3)
+    (tmp_path / "secret.bin").write_bytes(points.tobytes())
+    content = {
+        "asset": {"version": "2.0"},
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0}],
+        "meshes": [{"primitives": [{"attributes": {"POSITION": 0}, "mode": 0}]}],
+        "buffers": [{"uri": "secret.bin", "byteLength": 36}],
+        "bufferViews": [{"buffer": 0, "byteLength": 36}],
+        "accessors": [
+            {"bufferView": 0, "componentType": 5126, "count": 3, "type": "VEC3", "min": [0, 1, 2], "max": [6, 7, 8]}
+        ],
+    }
+    text = json.dumps(content).encode()
+    text += b" " * (-len(text) % 4)
+    path = tmp_path / f"a.{ending}"
+    if ending == "glb":
+        head = struct.pack("<4sII", b"glTF", 2, 20 + len(text)) + struct.pack("<I4s", len(text), b"JSON")
+        path.write_bytes(head + text)
+        with pytest.raises(ValueError, match="cannot be read as GLB"):
+            load_point_cloud(path)
+    else:
+        path.write_bytes(text)
+        assert np.array_equal(load_point_cloud(path).numpy(), points)
