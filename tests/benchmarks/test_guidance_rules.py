@@ -186,3 +186,10 @@ def test_bench_names_its_benchmarks(capsys):
     assert main(["bench"]) == 2
     assert main(["bench", "--help"]) == 0
     assert "guidance" in capsys.readouterr().out
+
+
+def test_deviation_sees_changes_that_the_mean_hides():
+    report = {"scenes": {"per_caption": {"saturation": [0.4, 0.2]}, "mean_saturation": 0.3}}
+    cell = {"pictures": {"saturation": [0.5, 0.1]}, "saturation": 0.3}
+    assert rules.saturation_ratio(report, cell)[0] == 1.0
+    assert rules.saturation_deviation(report, cell) == pytest.approx((0.25 + 0.5) / 2)
