@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ModelMixin, StableDiffusion3Pipeline
 from transformers import CLIPModel
 
 from .text import build_tokenizer
@@ -61,6 +61,13 @@ def save_clip(clip: CLIPModel, folder: Path, dtype: torch.dtype = torch.bfloat16
     build_tokenizer().save_pretrained(temporary)
     build_image_processor().save_pretrained(temporary)
     _load_in_float32(temporary)
+    _move_into(temporary, folder)
+
+
+def save_part(part: ModelMixin, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Writes one part of a repository, whole or not at all."""
+    temporary = _empty_sibling(folder)
+    part.to(dtype=dtype).save_pretrained(temporary, safe_serialization=True)
     _move_into(temporary, folder)
 
 
