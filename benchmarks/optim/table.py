@@ -1,0 +1,24 @@
+"""One table of what the optimization benchmarks wrote: ``python -m trimtab.benchmarks.optim.table``."""
+
+from __future__ import annotations
+
+import json
+
+from trimtab.benchmarks.optim.report import RESULTS, Row, print_rows
+
+BENCHMARKS = ("consensus", "directional", "mirror_descent", "augmented_lagrangian", "bilevel")
+
+
+def main() -> None:
+    rows = []
+    for name in BENCHMARKS:
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            rows += [Row(**row) for row in json.loads(path.read_text())["rows"]]
+        else:
+            print(f"not run yet: python -m trimtab.benchmarks.optim.{name}")
+    print_rows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Constrained solvers: plain functions on tensors and callables."""
