@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["checked_choice", "checked_count", "checked_generator", "checked_number", "checked_point"]
+__all__ = [
+    "checked_choice",
+    "checked_count",
+    "checked_generator",
+    "checked_number",
+    "checked_point",
+    "checked_scalar",
+    "checked_vector",
+]
 
 
 def checked_number(name: str, value: Any, *, above: float | None = None, least: float | None = None) -> float:
@@ -79,3 +87,18 @@ def checked_generator(generator: Any) -> torch.Generator:
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"`generator` is a {type(generator).__name__}; takes a torch.Generator or None")
     return generator
+
+
+def checked_scalar(name: str, value: Any) -> float:
+    """What a function gave, as a number; raises ValueError if it is a tensor of several."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"`{name}` gives shape {tuple(value.shape)}; takes one that gives a single number")
+    return float(value)
+
+
+def checked_vector(name: str, value: Any) -> Tensor:
+    """What a function gave, a tensor (p,); raises ValueError otherwise."""
+    if not isinstance(value, Tensor) or value.ndim != 1:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise ValueError(f"`{name}` gives {got}; takes one that gives a tensor (p,)")
+    return value

@@ -75,7 +75,8 @@ def canyon_rows(runs: int) -> list[Row]:
         found = consensus_hopping(canyon, x0, steps=250, chunk=None, elite=False, generator=generator, **hopping)
         hops += bool(found.consensus.norm() < 0.25)
     return [
-        Row(f"canyon: runs of {runs} at the minimum, swarm against gradient descent", swarm, 0, ">= 90 %", swarm >= 0.9 * runs),
+        Row(f"canyon: runs of {runs} at the minimum, swarm against gradient descent",
+            swarm, 0, ">= 90 %", swarm >= 0.9 * runs),
         Row(f"canyon: runs of {runs} at the minimum, hopping at a fixed width", hops, 0, "> 0", hops > 0),
     ]  # fmt: skip
 
@@ -94,7 +95,8 @@ def measure(seeds: int) -> list[Row]:
         cma_es.append(diagonal_cma(energy, x0, seed))
     ours, best_of_n, cma_mean = (sum(values) / seeds for values in (hopping, random, cma_es))
     return [
-        Row("piecewise constant reward: error, hopping against best of 1920", ours, best_of_n, "5x smaller", 5 * ours <= best_of_n),
+        Row("piecewise constant reward: error, hopping against best of 1920", ours, best_of_n,
+            "5x smaller", 5 * ours <= best_of_n),
         Row("the same against diagonal CMA-ES (which leaves the sphere)", ours, cma_mean, "reported", True),
         Row("norm of the noise over sqrt(d), largest deviation from 1", max(off), 1e-4, "<= 1e-4", max(off) <= 1e-4),
     ]  # fmt: skip
