@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -35,6 +35,7 @@ class Evaluation:
         monitor: (R,) float32 on the CPU, of the held-out reward, if there is one.
         images: (R, 3, H, W).
         gradients: of the rewards with respect to the noise, as it is shaped, if asked for.
+        violations: (R,) float32 on the CPU, the sum of what constraints are above 0, if there are any.
     """
 
     rewards: Tensor
@@ -42,6 +43,7 @@ class Evaluation:
     monitor: Tensor | None
     images: Tensor
     gradients: Tensor | None
+    violations: Tensor | None = None
 
 
 class NoiseObjective:
@@ -56,6 +58,7 @@ class NoiseObjective:
             the noise, and the sampler runs as in inference.
         batch_size: rows at once; None is all of them.
         monitor: a held-out reward.
+        constraints: pictures and their noise to (R,) or (R, p), feasible where all are <= 0.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class NoiseObjective:
         gradient: Literal["full", "jacobian-free"] = "full",
         batch_size: int | None = None,
         monitor: RewardModel | None = None,
+        constraints: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         self.sampler = sampler
         self.reward = reward
@@ -74,6 +78,7 @@ class NoiseObjective:
         self.gradient = gradient
         self.batch_size = batch_size
         self.monitor = monitor
+        self.constraints = constraints
 
     def __call__(self, latents: Tensor, index: Sequence[int], *, with_gradient: bool) -> Evaluation:
         """Evaluates noise.
@@ -97,6 +102,7 @@ class NoiseObjective:
             monitor=None if self.monitor is None else torch.cat([part.monitor for part in parts]),
             images=torch.cat([part.images for part in parts]),
             gradients=torch.cat([part.gradients for part in parts]) if with_gradient else None,
+            violations=None if self.constraints is None else torch.cat([part.violations for part in parts]),
         )
 
     def _part(self, latents: Tensor, index: list[int], with_gradient: bool) -> Evaluation:
@@ -125,7 +131,18 @@ class NoiseObjective:
             monitor=monitor,
             images=images,
             gradients=gradients,
+            violations=None if self.constraints is None else self._violations(images, latents.detach()),
         )
+
+    @torch.no_grad()
+    def _violations(self, images: Tensor, latents: Tensor) -> Tensor:
+        values = self.constraints(images, latents)
+        if not isinstance(values, Tensor) or values.ndim not in (1, 2) or len(values) != len(images):
+            got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+            takes = f"({len(images)},) or ({len(images)}, p)"
+            raise ValueError(f"`constraints` gives {got}; takes one that gives {takes}, numbers for each picture")
+        excess = values.float().reshape(len(images), -1).clamp_min(0).sum(1).cpu()
+        return torch.where(torch.isfinite(excess), excess, torch.inf)
 
     def _differentiated(self, values: Tensor, noise: Tensor) -> Tensor:
         gradient = None

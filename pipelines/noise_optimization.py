@@ -81,6 +81,7 @@ class NoiseOptimizationPipelineMixin(SharedComponentsMixin):
         optimizer_kwargs: dict[str, Any] | None = None,
         gradient: Literal["full", "jacobian-free"] = "full",
         preset: str | None = None,
+        constraints: Callable[[Tensor, Tensor], Tensor] | None = None,
         monitor: Reward | None = None,
         monitor_patience: int | None = None,
         reward_prompt: str | Sequence[str] | None = None,
@@ -102,7 +103,9 @@ class NoiseOptimizationPipelineMixin(SharedComponentsMixin):
             prompt: one or several.
             reward: a `RewardModel`, a name or path for `load_reward`, or weights by name; None is the pipeline's own.
             num_optimization_steps: pictures made on the way, >= 1.
-            optimizer: "gradient"; "best-of-n", fresh noise each time; a factory of `torch.optim` optimizers, such as
+            optimizer: "gradient"; "best-of-n", fresh noise each time; for rewards without a gradient "consensus",
+                "directional" and "cma", which make `num_particles` pictures an iteration (but "directional", one;
+                `trimtab.pipelines.noise_searches`); a factory of `torch.optim` optimizers, such as
                 `torch.optim.Adam`; or a class of `trimtab.pipelines.noise_optimizers.NoiseOptimizer`.
             optimizer_kwargs: its settings. Of gradient ascent: `regularization_weight`, `max_grad_norm`, and those of
                 the torch optimizer, such as `lr`.
@@ -110,6 +113,9 @@ class NoiseOptimizationPipelineMixin(SharedComponentsMixin):
                 identity: no activations of the denoiser, at the memory of inference and a backward pass through the
                 decoder.
             preset: a name in `NOISE_PRESETS`, such as "paper"; arguments given here hold against it.
+            constraints: pictures (R, 3, H, W) and their noise to (R,) or (R, p), feasible where all are <= 0; with an
+                optimizer that needs no gradient. A feasible picture is better than any other, of the others one
+                with less violation. The result says for each sample whether it became feasible.
             monitor: a held-out reward, reported at each iteration.
             monitor_patience: end a sample once the held-out reward has not risen for so many iterations, with the
                 best picture up to there.
@@ -146,6 +152,7 @@ class NoiseOptimizationPipelineMixin(SharedComponentsMixin):
             optimizer_kwargs=optimizer_kwargs,
             gradient=gradient,
             preset=preset,
+            constraints=constraints,
             monitor=monitor,
             monitor_patience=monitor_patience,
             reward_prompt=reward_prompt,
@@ -215,6 +222,7 @@ class NoiseOptimizationPipelineMixin(SharedComponentsMixin):
         optimizer_kwargs: dict[str, Any] | None,
         gradient: str,
         preset: str | None,
+        constraints: Any,
         monitor: Any,
         monitor_patience: int | None,
         batch_size: int | None,
@@ -235,6 +243,11 @@ class NoiseOptimizationPipelineMixin(SharedComponentsMixin):
                 f"`reward` {model.name!r} isn't differentiable and `optimizer` needs a gradient; takes a "
                 'differentiable reward, or an optimizer that needs none, such as "best-of-n"'
             )
+        if constraints is not None and (cls.needs_gradient or not callable(constraints)):
+            takes = 'a function, with an optimizer that needs no gradient, such as "consensus" or "directional"'
+            raise ValueError(
+                f"`constraints` is a {type(constraints).__name__} and `optimizer` {optimizer!r}; takes {takes}"
+            )
         if monitor_patience is not None:
             checked_count("monitor_patience", monitor_patience)
             if monitor is None:
@@ -253,6 +266,7 @@ class NoiseOptimizationPipelineMixin(SharedComponentsMixin):
             gradient=gradient,
             batch_size=batch_size,
             monitor=None if monitor is None else as_reward(monitor),
+            constraints=constraints,
         )
         made = make_noise_optimizer(optimizer, task.problem, settings)
         run = NoiseRun(

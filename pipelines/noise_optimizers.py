@@ -80,8 +80,9 @@ class NoiseOptimizer(ABC):
         """Takes what the last candidates are worth.
 
         Args:
-            rewards: (B, K) float32 on the CPU; minus infinity for a candidate whose reward isn't finite, and for
-                samples that have ended, whose further proposals are not looked at.
+            rewards: (B, K) floating on the CPU; minus infinity for a candidate whose reward isn't finite, and for
+                samples that have ended, whose further proposals are not looked at. Under constraints an infeasible
+                candidate's is lower than any feasible one's, and falls with its violation.
             gradients: (B, K, *latent_shape), of the rewards with respect to the candidates, where `needs_gradient`;
                 0 for samples that have ended.
         """
@@ -203,15 +204,15 @@ def norm_log_likelihood_gradient(latents: Tensor) -> Tensor:
 
 
 NOISE_OPTIMIZERS: dict[str, type[NoiseOptimizer]] = {"gradient": GradientAscent, "best-of-n": BestOfN}
-"""What `optimizer=` takes by name."""
+"""What `optimizer=` takes by name, besides the searches of `noise_searches.SEARCHES`."""
 
 
 def make_noise_optimizer(optimizer: Any, problem: NoiseProblem, options: dict[str, Any]) -> NoiseOptimizer:
     """A noise optimizer for a problem.
 
     Args:
-        optimizer: a name in `NOISE_OPTIMIZERS`, a subclass of `NoiseOptimizer`, or a factory of torch optimizers,
-            which `GradientAscent` then uses.
+        optimizer: a name in `NOISE_OPTIMIZERS` or `SEARCHES`, a subclass of `NoiseOptimizer`, or a factory of torch
+            optimizers, which `GradientAscent` then uses.
         problem: what it starts from.
         options: keyword arguments of the class. For the paper's and the default ascent `lr`, `momentum` and
             `nesterov` among them are those of the torch optimizer.
@@ -235,15 +236,18 @@ _ASCENT = ("regularization_weight", "max_grad_norm")
 
 def noise_optimizer_class(optimizer: Any) -> type[NoiseOptimizer]:
     """The class behind what `optimizer=` takes; see `make_noise_optimizer`."""
+    from .noise_searches import SEARCHES  # they are subclasses of what is defined here
+
+    named = {**NOISE_OPTIMIZERS, **SEARCHES}
     if isinstance(optimizer, str):
-        if optimizer not in NOISE_OPTIMIZERS:
-            takes = ", ".join(NOISE_OPTIMIZERS)
+        if optimizer not in named:
+            takes = ", ".join(named)
             raise ValueError(f"`optimizer` is {optimizer!r}; takes {takes}, or a factory of torch optimizers")
-        return NOISE_OPTIMIZERS[optimizer]
+        return named[optimizer]
     if isinstance(optimizer, type) and issubclass(optimizer, NoiseOptimizer):
         return optimizer
     if not callable(optimizer):
-        takes = f"a name ({', '.join(NOISE_OPTIMIZERS)}), a NoiseOptimizer class or a factory of torch optimizers"
+        takes = f"a name ({', '.join(named)}), a NoiseOptimizer class or a factory of torch optimizers"
         raise TypeError(f"`optimizer` is a {type(optimizer).__name__}; takes {takes}")
     return GradientAscent
 

@@ -33,6 +33,7 @@ class NoiseOptimizationPipelineOutput(BaseOutput):
         stopped: for each sample why it ended early, or None.
         num_evaluations: pictures made for each sample.
         interrupted: whether the keyboard ended the run.
+        feasible: for each sample whether its best picture satisfies the constraints; None without any.
         multi_step_images: the many-step model's pictures of `latents`, if there was one.
     """
 
@@ -47,6 +48,7 @@ class NoiseOptimizationPipelineOutput(BaseOutput):
     stopped: list[str | None]
     num_evaluations: int
     interrupted: bool = False
+    feasible: list[bool] | None = None
     multi_step_images: list[PIL.Image.Image] | np.ndarray | Tensor | None = None
 
 
@@ -92,6 +94,7 @@ class Recorder:
             stopped=list(state.stopped),
             num_evaluations=state.num_evaluations,
             interrupted=self.interrupted,
+            feasible=None if state.violations is None else (state.violations <= 0).tolist(),
         )
 
     @staticmethod

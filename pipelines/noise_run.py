@@ -33,6 +33,7 @@ class NoiseOptimizationState:
         best_latents: (B, *latent_shape) float32, the best pictures' noise.
         stopped: for each sample why it has ended, or None.
         num_evaluations: pictures made for each sample so far.
+        violations: (B,) of the best pictures, 0 where they are feasible; None without constraints.
     """
 
     step: int
@@ -48,6 +49,7 @@ class NoiseOptimizationState:
     best_latents: Tensor
     stopped: tuple[str | None, ...]
     num_evaluations: int
+    violations: Tensor | None = None
 
 
 class NoiseRun:
@@ -111,6 +113,8 @@ class _Best:
         self.images: Tensor | None = None
         self.latents: Tensor | None = None
         self.evaluations = 0
+        self.scores = self.rewards.double()
+        self.violations: Tensor | None = None
         self._watched = torch.full((batch,), float("-inf"))
         self._watched_step = torch.zeros(batch, dtype=torch.long)
         self._watched_best: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
@@ -127,7 +131,7 @@ class _Best:
         self.evaluations += candidates
         rewards = torch.full((batch, candidates), float("nan"))
         rewards[rows] = evaluation.rewards.view(len(rows), candidates)
-        told = rewards.nan_to_num(nan=float("-inf"))
+        told, violations = _told(rewards, evaluation.violations, rows)
         chosen = told.argmax(1)
         # Of each active sample, its best candidate's row in the evaluation.
         picked = torch.tensor([i * candidates + int(chosen[row]) for i, row in enumerate(rows)])
@@ -135,12 +139,18 @@ class _Best:
         now = rewards[torch.arange(batch), chosen]
         monitor = _spread(evaluation.monitor, rows, picked, batch)
 
-        improved = now > self.rewards  # False for NaN
+        score = told[torch.arange(batch), chosen].double()
+        improved = score > self.scores  # False where it is not finite
         if step == 0 and not improved.any():
             raise FloatingPointError("the reward at iteration 0 is not finite for any sample: nothing to improve on")
         if step == 0:
             self.images, self.latents = images.clone(), latents.clone()
         self._keep(improved, now, step, images, latents)
+        self.scores = torch.where(improved, score, self.scores)
+        if violations is not None:
+            now_violated = violations[torch.arange(batch), chosen]
+            before = now_violated if self.violations is None else self.violations
+            self.violations = torch.where(improved, now_violated, before)
         gradients = self._gradients(evaluation, rows, proposals)
         self._stop(step, now, monitor, gradients, rows)
         told[[row for row in range(batch) if self.stopped[row] is not None]] = float("-inf")
@@ -158,6 +168,7 @@ class _Best:
             best_latents=self.latents,
             stopped=tuple(self.stopped),
             num_evaluations=self.evaluations,
+            violations=self.violations,
         )
         return state, told, gradients
 
@@ -214,6 +225,23 @@ class _Best:
             self.rewards, self.step, self.images, self.latents = (
                 _where(ended, then, now) for then, now in zip(self._watched_best, best, strict=True)
             )
+
+
+INFEASIBLE = -1e6
+"""What an infeasible candidate is told to be worth, before its violation is taken off."""
+
+
+def _told(rewards: Tensor, violations: Tensor | None, rows: list[int]) -> tuple[Tensor, Tensor | None]:
+    """What an optimizer is told of rewards (B, K), and their violations shaped alike."""
+    told = rewards.nan_to_num(nan=float("-inf"))
+    if violations is None:
+        return told, None
+    spread = torch.full_like(rewards, float("inf"))
+    spread[rows] = violations.view(len(rows), -1)
+    # Double, so that small differences of violations are not lost beside the offset.
+    told = told.double()
+    worth = torch.where(spread > 0, INFEASIBLE - spread.double(), told)
+    return torch.where(torch.isfinite(told), worth, told), spread
 
 
 def _spread(values: Tensor | None, rows: list[int], picked: Tensor, batch: int) -> Tensor | None:
