@@ -45,7 +45,6 @@ train: $(VENV)/stamp-training
 	$(PY) -m trimtab.recipes.train $(if $(PRESET),--preset $(PRESET))
 
 app: $(VENV)/stamp-app
-	@test -f app.py || { echo "make app: there is no app.py yet" >&2; exit 1; }
 	$(PY) app.py
 
 clean:

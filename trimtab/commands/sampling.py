@@ -1,7 +1,7 @@
 """One call of a stock pipeline under a guidance rule, shared by the commands."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +83,7 @@ def sample(
     height: int | None = None,
     width: int | None = None,
     negative_prompt: str | None = None,
+    on_step: Callable[..., dict[str, Any]] | None = None,
 ) -> "list[Image]":
     """Pictures of prompts, one a seed. Each has a generator of its own, so its neighbours do not matter.
 
@@ -96,6 +97,7 @@ def sample(
         height: in pixels; None is the pipeline's own, as for ``width``.
         width: in pixels.
         negative_prompt: what to guide away from, for all pictures.
+        on_step: a ``callback_on_step_end`` of the pipeline's; what it raises goes through.
 
     Returns:
         The pictures.
@@ -112,7 +114,7 @@ def sample(
     from trimtab.pipelines.vocabulary import word_level_tokenizers
 
     takes = inspect.signature(pipe.__call__).parameters
-    options: dict[str, Any] = {"height": height, "width": width}
+    options: dict[str, Any] = {"height": height, "width": width, "callback_on_step_end": on_step}
     rule: AbstractContextManager[Any] = nullcontext()
     try:
         if guidance == "cfg":

@@ -1,0 +1,180 @@
+"""What the Create tab does: one prompt from one noise under two guidance rules, or a grid over scales."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .code import Raw, call, load_pipeline_code, sequence_length_code
+from .limits import BUNDLED
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .model import LoadedModel
+    from .runs import Run
+
+__all__ = ["CreateJob", "Created", "grid_scales", "python_code", "rule_names"]
+
+_LONGEST_PROMPT = 1_000
+_MOST_STEPS = 100
+_OTHER_SCALES = {"cfg++": (0.2, 0.4, 0.6, 0.8, 1.0), "autoguidance": (1.25, 1.5, 2.0, 2.5, 3.0)}
+"""Of rules whose scale means something else; plain guidance beside them has its usual 5."""
+
+
+@dataclass(frozen=True)
+class Created:
+    """What there is so far.
+
+    Attributes:
+        pictures: (label, picture, saturation) each, in the order in which they are made.
+        preview: what the next one will be.
+        notes: what else to know.
+    """
+
+    pictures: tuple[tuple[str, Image, float], ...] = ()
+    preview: Image | None = None
+    notes: str = ""
+
+
+@dataclass(frozen=True)
+class CreateJob:
+    """Pictures to make.
+
+    Attributes:
+        prompt: what they show.
+        negative_prompt: what to guide away from; may be empty.
+        guidance: a name of ``trimtab.guidance.GUIDERS``.
+        guidance_scale: 0 to 30.
+        seed: of the noise.
+        steps: of the sampler.
+        grid: over the rule's scales, and plain guidance's beside them, in place of the one scale.
+        model: its name.
+    """
+
+    prompt: str
+    negative_prompt: str = ""
+    guidance: str = "apg"
+    guidance_scale: float = 10.0
+    seed: int = 0
+    steps: int = 20
+    grid: bool = False
+    model: str = BUNDLED
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str) or not self.prompt.strip():
+            raise ValueError("The prompt is empty: say what the picture shows.")
+        for name in ("prompt", "negative_prompt"):
+            if len(getattr(self, name) or "") > _LONGEST_PROMPT:
+                raise ValueError(f"The {name.replace('_', ' ')} takes up to {_LONGEST_PROMPT} characters.")
+        if self.guidance not in rule_names():
+            raise ValueError(f"The guidance rule takes one of {', '.join(rule_names())}.")
+        if not _is_number(self.guidance_scale) or not 0 <= self.guidance_scale <= 30:
+            raise ValueError("The guidance scale takes a number from 0 to 30.")
+        if not _is_whole(self.seed) or not 0 <= self.seed < 2**63:
+            raise ValueError("The seed takes a whole number, 0 or more.")
+        if not _is_whole(self.steps) or not 1 <= self.steps <= _MOST_STEPS:
+            raise ValueError(f"The steps take a whole number from 1 to {_MOST_STEPS}.")
+
+    def seconds(self) -> float:
+        """About how long it takes on a GPU."""
+        return 0.3 * self.steps * len(self.cells())
+
+    def cells(self) -> list[tuple[str, float]]:
+        """(rule, scale) of the pictures, in the order in which they are made."""
+        scales = grid_scales(self.guidance) if self.grid else (self.guidance_scale,)
+        if self.guidance == "cfg":
+            return [("cfg", scale) for scale in scales] if self.grid else [("cfg", 1.0), ("cfg", self.guidance_scale)]
+        if self.guidance in _OTHER_SCALES:
+            return [("cfg", 5.0), *((self.guidance, scale) for scale in scales)]
+        return [(rule, scale) for rule in ("cfg", self.guidance) for scale in scales]
+
+    def run(self, loaded: LoadedModel, run: Run) -> None:
+        """Makes them one after another, each with previews."""
+        import numpy as np
+        import torch
+
+        from trimtab.commands.sampling import sample
+        from trimtab.guidance import saturation
+
+        notes = loaded.unknown_words(self.prompt, self.negative_prompt)
+        height, width = loaded.size_within(run.largest_picture)
+        made: list[tuple[str, Image, float]] = []
+
+        def preview(picture: Image) -> None:
+            run.emit(Created(tuple(made), picture, notes))
+
+        for rule, scale in self.cells():
+            label = _label(rule, scale)
+            image = sample(
+                loaded.pipe,
+                [self.prompt],
+                [self.seed],
+                guidance=rule,
+                guidance_scale=scale,
+                steps=self.steps,
+                height=height,
+                width=width,
+                negative_prompt=self.negative_prompt or None,
+                on_step=run.step(self.steps, f"{label}: step", on_preview=preview, height=height, width=width),
+            )[0]
+            pixels = torch.from_numpy(np.asarray(image).copy()).movedim(-1, 0)[None] / 255
+            made.append((label, image, saturation(pixels).item()))
+            run.emit(Created(tuple(made), None, notes), f"{label} is there")
+
+
+def rule_names() -> list[str]:
+    """Guidance rules that need nothing but a scale, the most useful first."""
+    from trimtab.commands.sampling import guidance_names
+
+    return ["apg", "cfg", *(name for name in guidance_names() if name not in ("apg", "cfg"))]
+
+
+def grid_scales(rule: str) -> tuple[float, ...]:
+    """The scales of a grid."""
+    return _OTHER_SCALES.get(rule, (3.0, 5.0, 7.0, 10.0, 15.0))
+
+
+def python_code(job: CreateJob) -> str:
+    """The code that makes the picture under the chosen rule again."""
+    imports, load = load_pipeline_code(job.model)
+    arguments: dict[str, Any] = {
+        "negative_prompt": job.negative_prompt or None,
+        "num_inference_steps": job.steps,
+        "generator": Raw(f'[torch.Generator("cpu").manual_seed({job.seed})]'),
+        **sequence_length_code(job.model),
+    }
+    if job.guidance == "cfg":
+        lines = [
+            call("image = pipe", [job.prompt], guidance_scale=float(job.guidance_scale), **arguments) + ".images[0]"
+        ]
+    else:
+        imports += ["from trimtab.commands.sampling import make_guider", "from trimtab.guidance import attach"]
+        inner = (
+            call("image = pipe", [job.prompt], guidance_scale=max(job.guidance_scale, 2.0), **arguments) + ".images[0]"
+        )
+        lines = [
+            call("guider = make_guider", job.guidance, float(job.guidance_scale), Raw("pipe")),
+            "with attach(pipe, guider):",
+            "    " + inner.replace("\n", "\n    "),
+        ]
+    return "\n".join([*imports, "", load, *lines, 'image.save("picture.png")', ""])
+
+
+def _label(rule: str, scale: float) -> str:
+    return "No guidance" if rule == "cfg" and scale == 1 else f"{rule.upper()} {scale:g}"
+
+
+@functools.cache
+def _numbers() -> tuple[type, ...]:
+    return (int, float)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, _numbers()) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

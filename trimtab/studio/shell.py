@@ -1,0 +1,96 @@
+"""The page around the tabs: its head, what the tabs share, and the wiring between them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from . import settings
+from .gpu import on_gpu
+from .limits import BUNDLED, Limits
+from .tab import Studio, Tab
+
+__all__ = ["build_shell", "options_of_launch"]
+
+_HEAD = """# trimtab
+Steers a frozen picture model while it works: guidance that keeps pictures whole, noise that a reward likes better,
+edits without training."""
+
+
+def build_shell(names: Sequence[str]) -> gr.Blocks:
+    """Builds the page.
+
+    Args:
+        names: modules of the tabs, in their order.
+    """
+    limits = Limits.from_environment()
+    studio = Studio(limits, on_gpu)
+    modules = [importlib.import_module(f".{name}", __package__) for name in names]
+    modules = [module for module in modules if getattr(module, "is_available", lambda: True)()]
+    with gr.Blocks(title="trimtab", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
+        gr.Markdown(_HEAD, elem_id="head")
+        studio.model = gr.Dropdown(
+            [("The bundled model" if name == BUNDLED else name, name) for name in limits.models],
+            value=limits.models[0],
+            label="Model",
+            visible=len(limits.models) > 1,
+            elem_id="model",
+        )
+        tabs: dict[str, Tab] = {}
+        with gr.Tabs(elem_id="tabs") as bar:
+            for module in modules:
+                # All children are there from the start: settings are put back into tabs that were never opened.
+                with gr.Tab(module.TITLE, id=module.ID, render_children=True):
+                    tabs[module.ID] = module.build_tab(studio)
+        _wire_pictures(tabs, {module.ID: module.TITLE for module in modules}, bar)
+        settings.wire(page, tabs, bar)
+        _end_with_session(page, studio)
+    page.queue(max_size=limits.queue_length, default_concurrency_limit=8)
+    return page
+
+
+def options_of_launch() -> dict[str, Any]:
+    """Keyword arguments of ``launch``."""
+    limits = Limits.from_environment()
+    return {
+        "theme": gr.themes.Soft(primary_hue="orange", neutral_hue="slate", font=["system-ui", "sans-serif"],
+                                font_mono=["ui-monospace", "monospace"]),
+        "css_paths": Path(__file__).with_name("style.css"),
+        "max_file_size": f"{limits.largest_upload}mb",
+        "show_error": False,
+        "run_history": False,
+        "footer_links": ["api", "settings"],
+        "ssr_mode": False,
+        "share": False if "SPACE_ID" not in os.environ else None,
+    }  # fmt: skip
+
+
+def _wire_pictures(tabs: dict[str, Tab], titles: dict[str, str], bar: gr.Tabs) -> None:
+    """Buttons that send one tab's picture into another."""
+    for source, tab in tabs.items():
+        if tab.gives is None or tab.send_row is None:
+            continue
+        with tab.send_row:
+            for target, other in tabs.items():
+                if target == source or other.takes is None:
+                    continue
+                button = gr.Button(f"Send to {titles[target]}", size="sm", elem_id=f"{source}-to-{target}")
+                button.click(
+                    lambda picture, target=target: (picture, gr.Tabs(selected=target)),
+                    [tab.gives],
+                    [other.takes, bar],
+                    api_visibility="private",
+                    show_progress="hidden",
+                )
+
+
+def _end_with_session(page: gr.Blocks, studio: Studio) -> None:
+    def left(request: gr.Request) -> None:
+        studio.stop(request.session_hash)
+
+    page.unload(left)
