@@ -45,7 +45,7 @@ from typing import Any
 
 __all__ = ["TABS", "build", "launch_options"]
 
-TABS = ("create", "improve")
+TABS = ("create", "improve", "edit")
 """The modules of this package that are tabs, in their order."""
 
 
