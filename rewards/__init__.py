@@ -3,6 +3,7 @@
 from .aesthetic import AestheticReward
 from .base import RewardModel
 from .clip import CLIPReward
+from .contrast import ContrastReward
 from .function import CallableReward
 from .hps import HPSReward, clip_model_from_open_clip
 from .image_reward import ImageReward
@@ -18,6 +19,7 @@ __all__ = [
     "AestheticReward",
     "CLIPReward",
     "CallableReward",
+    "ContrastReward",
     "HPSReward",
     "ImageReward",
     "ImageSimilarityReward",

@@ -1,6 +1,6 @@
 """EmojiScenes: a renderer of captioned compositions of emoji, its edits, and a judge of pictures of them."""
 
-from .alteration import ATTRIBUTES, alter_facts, alterable_attributes
+from .alteration import ATTRIBUTES, alter_facts, alterable_attributes, altered_captions
 from .captions import SceneFacts, parse_caption, write_caption
 from .detector import Detection
 from .edit import edit
@@ -25,6 +25,7 @@ __all__ = [
     "Verdict",
     "alter_facts",
     "alterable_attributes",
+    "altered_captions",
     "caption_words",
     "check_scene",
     "edit",

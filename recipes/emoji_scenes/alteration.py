@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .captions import SceneFacts
+from .captions import SceneFacts, parse_caption, write_caption
 from .vocabulary import BACKGROUNDS, COLOURS, OBJECTS, RELATIONS
 
 ATTRIBUTES = ("object", "colour", "count", "relation", "background")
@@ -53,6 +53,31 @@ def alter_facts(facts: SceneFacts, rng: np.random.Generator, attribute: str | No
     names = list(facts.objects)
     names[index] = str(rng.choice(choices))
     return replace(facts, objects=tuple(names))
+
+
+def altered_captions(caption: str) -> list[str]:
+    """Every caption that differs from ``caption`` in exactly one attribute: what its pictures must not show.
+
+    >>> len(altered_captions("three owls on a pink background"))
+    44
+
+    Raises:
+        ValueError: ``caption`` is not of the grammar.
+    """
+    facts = parse_caption(caption)
+    changed = [replace(facts, background=name) for name in BACKGROUNDS if name != facts.background]
+    for index, name in enumerate(facts.objects):
+        kind, others = OBJECTS[name], [other for other in OBJECTS.values() if other.name not in facts.objects]
+        for other in others:
+            # Of a shape's colours each is an attribute of its own; of other kinds of object one colour will do.
+            if other.colour is None or other.noun == kind.noun or other.colour == (kind.colour or COLOURS[0]):
+                names = (*facts.objects[:index], other.name, *facts.objects[index + 1 :])
+                changed.append(replace(facts, objects=names))
+    if facts.relation is None:
+        changed += [replace(facts, count=count) for count in (1, 2, 3, 4) if count != facts.count]
+    else:
+        changed.append(replace(facts, relation=RELATIONS[facts.relation][1]))
+    return [write_caption(item) for item in changed]
 
 
 def _other(rng: np.random.Generator, items: tuple, current: object):
