@@ -3,15 +3,16 @@
     python benchmarks/noise_optimization.py [--num-captions 64] [--minutes 25] [--out benchmarks/results]
 
 Held-out captions of two objects and of counts (the compositional ones), eight steps of the sampler with classifier-free
-guidance at scale 5. The reward is emoji-clip's; whether a picture is right, `check_scene` decides, which shares no
-weights with it. Methods make the same pictures' worth of iterations from the same noise. Captions are run in batches,
-each by every method, and written after each, so a run that is stopped goes on where it was and all methods have the
-same captions. Intervals are bootstraps over captions.
+guidance at scale 5, or four evaluations of a distilled transformer (`--distilled`). The reward is emoji-clip's; whether
+a picture is right, `check_scene` decides, which shares no weights with it. Methods make the same pictures' worth of
+iterations from the same noise. Captions are run in batches, each by every method, and written after each, so a run that
+is stopped goes on where it was and all methods have the same captions. Intervals are bootstraps over captions.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -25,12 +26,20 @@ import torch
 
 from trimtab.assets import asset_path
 from trimtab.pipelines import NoiseOptimizationPipeline
-from trimtab.recipes.emoji_scenes import check_scene, parse_caption, sample_facts, write_caption
+from trimtab.recipes.emoji_scenes import altered_captions, check_scene, parse_caption, sample_facts, write_caption
 
 __all__ = ["METHODS", "compositional_captions", "main", "run_cell", "summary", "table"]
 
 SEED = 2025
 STEPS, SCALE = 8, 5.0
+FULL_MODEL: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "max_sequence_length": 16}
+DISTILLED: dict[str, Any] = {
+    "sigmas": [1.0, 0.75, 0.5, 0.25],
+    "num_inference_steps": 4,
+    "guidance_scale": 1.0,
+    "max_sequence_length": 16,
+}
+"""How the model, and its transformer distilled by `trimtab.recipes.distil`, are called."""
 CATEGORIES = ("count", "left_right", "above_below")
 CHECKPOINTS = (1, 10, 25, 50)
 """Iterations after which the best picture so far is judged."""
@@ -50,21 +59,45 @@ def compositional_captions(count: int, *, held_out: bool = True, seed: int = SEE
     return [write_caption(sample_facts(rng, CATEGORIES[i % len(CATEGORIES)], held_out=held_out)) for i in range(count)]
 
 
-def load(dtype: str = "float32", model: str | None = None) -> Any:
-    """The bundled model with the bundled reward, on what there is."""
+def load(
+    dtype: str = "float32", model: str | None = None, *, transformer: str | None = None, reward: str = "clip"
+) -> Any:
+    """The bundled model with the bundled reward, on what there is.
+
+    Args:
+        dtype: of the model.
+        model: another folder than the bundled one.
+        transformer: folder of a distilled transformer to put in the place of the model's.
+        reward: "clip" for emoji-clip's logit, "contrast" for the caption's log-probability among all captions that
+            differ from it in one attribute.
+    """
     found = torch.accelerator.current_accelerator(check_available=True)
     device = found.type if found else "cpu"
     from diffusers import DiffusionPipeline
 
-    from trimtab.rewards import load_reward
+    from trimtab.rewards import ContrastReward, load_reward
 
+    scored = load_reward("bundled", device=device)
+    if reward == "contrast":
+        scored = ContrastReward(scored, functools.cache(altered_captions))
     stock = DiffusionPipeline.from_pretrained(model or asset_path("emoji-scenes"), dtype=getattr(torch, dtype))
-    pipe = NoiseOptimizationPipeline.from_pipe(stock.to(device), reward=load_reward("bundled", device=device))
+    if transformer is not None:
+        from diffusers import SD3Transformer2DModel
+
+        stock.transformer = SD3Transformer2DModel.from_pretrained(transformer, dtype=getattr(torch, dtype))
+    pipe = NoiseOptimizationPipeline.from_pipe(stock.to(device), reward=scored)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def run_cell(pipe: Any, captions: Sequence[str], first: int, method: dict[str, Any], iterations: int) -> dict[str, Any]:
+def run_cell(
+    pipe: Any,
+    captions: Sequence[str],
+    first: int,
+    method: dict[str, Any],
+    iterations: int,
+    call: dict[str, Any] = FULL_MODEL,
+) -> dict[str, Any]:
     """One method on a batch of captions.
 
     Args:
@@ -73,6 +106,7 @@ def run_cell(pipe: Any, captions: Sequence[str], first: int, method: dict[str, A
         first: number of its first caption: each has a seed of its own.
         method: an entry of `METHODS`.
         iterations: pictures of each caption.
+        call: how the model is called.
 
     Returns:
         `rewards` of each caption's iterations, `right` at each checkpoint, `norms` of the last noise, `seconds` and
@@ -86,9 +120,7 @@ def run_cell(pipe: Any, captions: Sequence[str], first: int, method: dict[str, A
         list(captions),
         num_optimization_steps=iterations,
         generator=generators,
-        num_inference_steps=STEPS,
-        guidance_scale=SCALE,
-        max_sequence_length=16,
+        **call,
         **method,
     ):
         rewards.append(state.rewards.tolist())
@@ -226,15 +258,16 @@ def _share(removed: dict[str, Any]) -> str:
     return f"{100 * removed['share']:.0f}% ({100 * low:.0f} to {100 * high:.0f})"
 
 
-def measure_time(pipe: Any, repeats: int = 5) -> dict[str, float]:
-    """Seconds of an iteration of the full gradient, and of the bare forward and backward passes under it."""
+def measure_time(pipe: Any, repeats: int = 5, call: dict[str, Any] = FULL_MODEL) -> dict[str, float]:
+    """CPU seconds of an iteration of the full gradient, and of the bare forward and backward passes under it.
+
+    Of the calling thread: use one thread, whose time other work on the machine changes little.
+    """
     from trimtab.pipelines import GenerationMap
     from trimtab.pipelines.gradients import blockwise_checkpointed
 
     captions = compositional_captions(2)
-    f = GenerationMap(
-        pipe, captions, output="latent", num_inference_steps=STEPS, guidance_scale=SCALE, max_sequence_length=16
-    )
+    f = GenerationMap(pipe, captions, output="latent", **call)
     start = f.sample_latents(2, [torch.Generator().manual_seed(i) for i in range(2)])
     for part in (pipe.transformer, pipe.vae):
         part.requires_grad_(False)
@@ -245,18 +278,17 @@ def measure_time(pipe: Any, repeats: int = 5) -> dict[str, float]:
             pipe.reward(f.decode(f(z)), captions).sum().backward()
 
     def ours(iterations: int) -> float:
-        began = time.perf_counter()
-        options = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "max_sequence_length": 16}
-        pipe(captions, latents=start, num_optimization_steps=iterations, output_type="latent", **options)
-        return time.perf_counter() - began
+        began = time.thread_time()
+        pipe(captions, latents=start, num_optimization_steps=iterations, output_type="latent", **call)
+        return time.thread_time() - began
 
     plain, run = [], []
     bare()
     ours(2)
     for _ in range(repeats):
-        began = time.perf_counter()
+        began = time.thread_time()
         bare()
-        plain.append(time.perf_counter() - began)
+        plain.append(time.thread_time() - began)
         run.append((ours(6) - ours(2)) / 4)
     for part in (pipe.transformer, pipe.vae):
         part.requires_grad_(True)
@@ -282,27 +314,32 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--time", action="store_true", help="also measure an iteration against bare passes")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--distilled", metavar="FOLDER", help="use this distilled transformer, in four evaluations")
+    parser.add_argument("--reward", default="clip", choices=("clip", "contrast"))
+    parser.add_argument("--name", default="noise_optimization", help="of the JSON file")
     options = parser.parse_args()
+    call = DISTILLED if options.distilled else FULL_MODEL
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "noise_optimization.json"
-    settings = {"iterations": options.iterations, "dtype": options.dtype, "steps": STEPS, "guidance_scale": SCALE}
+    path = options.out / f"{options.name}.json"
+    settings = {"iterations": options.iterations, "dtype": options.dtype, "reward": options.reward, "call": call}
     content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     if content.get("settings") != settings:
         content = {"settings": settings, "cells": {}}
     captions = compositional_captions(options.num_captions)
-    pipe, began = load(options.dtype), time.perf_counter()
+    pipe = load(options.dtype, transformer=options.distilled, reward=options.reward)
+    began = time.perf_counter()
     for first in range(0, len(captions), options.batch_size):
         missing = [method for method in options.methods if f"{method}/{first}" not in content["cells"]]
         if missing and options.minutes and time.perf_counter() - began > 60 * options.minutes:
             break
         for method in missing:
             batch = captions[first : first + options.batch_size]
-            cell = run_cell(pipe, batch, first, METHODS[method], options.iterations)
+            cell = run_cell(pipe, batch, first, METHODS[method], options.iterations, call)
             content["cells"][f"{method}/{first}"] = cell
             write(path, content)
             print(f"{method}, captions {first} to {first + len(batch) - 1}: {cell['seconds']:.0f} s", flush=True)
     if options.time:
-        content["time"] = measure_time(pipe)
+        content["time"] = measure_time(pipe, call=call)
     content["summary"] = summary(content["cells"], captions)
     content["machine"] = {"threads": torch.get_num_threads(), "torch": torch.__version__, "device": str(pipe.device)}
     write(path, content)
