@@ -8,9 +8,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
 
+from trimtab.assets import asset_path
 from trimtab.recipes import distil as recipe
 from trimtab.recipes.assemble import assemble_pipeline, save_pipeline
 from trimtab.recipes.distil import Distillation, StraightStep, distil, load_teacher, main, teacher_end
+from trimtab.recipes.emoji_scenes import CATEGORIES, check_scene, sample_facts, write_caption
 from trimtab.recipes.train_transformer import FlowMatchingLoss, build_transformer
 from trimtab.recipes.training_loop import TrainingSettings
 
@@ -118,3 +120,20 @@ def test_what_a_checkpoint_has_can_be_written(model, tmp_path, monkeypatch):
     main([*arguments, "--max-seconds", "0"])
     main([*arguments, "--write"])
     assert (tmp_path / recipe.SUBFOLDER / "diffusion_pytorch_model.safetensors").is_file()
+
+
+def test_the_bundled_student_needs_four_evaluations():
+    folder = asset_path("emoji-scenes")
+    student = SD3Transformer2DModel.from_pretrained(folder, subfolder=recipe.SUBFOLDER)
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder, transformer=student)
+    pipe.set_progress_bar_config(disable=True)
+    rng, count = np.random.default_rng(11), 40
+    captions = [write_caption(sample_facts(rng, CATEGORIES[i % len(CATEGORIES)], held_out=True)) for i in range(count)]
+
+    def right(levels, number=count):
+        generator = [torch.Generator().manual_seed(i) for i in range(number)]
+        call = {"guidance_scale": 1.0, "max_sequence_length": 16, "output_type": "pt"}
+        images = pipe(captions[:number], sigmas=levels, generator=generator, **call).images
+        return sum(verdict.correct for verdict in check_scene(images, captions[:number])) / number
+
+    assert right([1.0, 0.75, 0.5, 0.25]) >= 0.6
