@@ -99,11 +99,7 @@ def speed(repeats: int, clouds: int, points: int) -> Rows:
             )
             for result in results.values()
         ]
-        slow = medians({name: call for name, call in calls.items() if name != "trimtab"}, max(1, repeats // 5))
-        fast = medians({"trimtab": calls["trimtab"]}, repeats)
-        again = medians({name: call for name, call in calls.items() if name != "trimtab"}, 1)
-        slow = {name: min(seconds, again[name]) for name, seconds in slow.items()}  # the other side's better figure
-        seconds = {**slow, **fast}
+        seconds = medians(calls, repeats)
         rows.append(
             {
                 "what": label,
@@ -199,7 +195,7 @@ def measure(parts: list[str], output: Path, *, quick: bool = False) -> dict[str,
     from trimtab.benchmarks import geometry_flow, geometry_losses
 
     calls: dict[str, Callable[[], Rows]] = {
-        "speed": lambda: speed(1 if quick else 15, 4 if quick else 32, 128 if quick else 2048),
+        "speed": lambda: speed(1 if quick else 7, 4 if quick else 32, 128 if quick else 2048),
         "memory": lambda: memory(4 if quick else 32, 128 if quick else 2048),
         "scaling": lambda: scaling(1024 if quick else 65_536),
         "chamfer": lambda: chamfer(256 if quick else 16_384),
@@ -213,7 +209,8 @@ def measure(parts: list[str], output: Path, *, quick: bool = False) -> dict[str,
         rows = calls[part]()
         results[part] = rows
         print(f"\n{part}\n{table(rows)}", flush=True)
-        results["machine"] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "quick": quick}
+        machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "quick": quick}
+        results.setdefault("machine", {})[part] = machine
         path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     if "scaling" in results:
         plot_scaling(results["scaling"], output / "geometry_scaling.png")

@@ -64,7 +64,7 @@ PRESETS = {
             "decoder_channels": (512, 768),
         },
         training=TrainingSettings(3000, 32, 2e-3, decay_start=0.3, weight_decay=1e-3, ema_decay=0.995),
-        flow={"hidden_dim": 320, "num_layers": 3},
+        flow={"hidden_dim": 224, "num_layers": 3},
         flow_training=TrainingSettings(4000, 256, 1e-3, decay_start=0.4, ema_decay=0.998),
         shapes_a_class=200,
     ),

@@ -1,4 +1,4 @@
-"""``trimtab demo``: the same prompts and seeds under CFG and APG at growing scales, and an edit of a drawn picture."""
+"""``trimtab demo``: prompts under CFG and APG at growing scales, an edit, an optimized picture, a point cloud."""
 
 import argparse
 import sys
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.commands.demo_edit import demo_edit
 from trimtab.commands.demo_optimize import demo_optimize
+from trimtab.commands.demo_reconstruct import demo_reconstruct
 from trimtab.commands.model import add_model_arguments, check_model, load_pipeline
 from trimtab.commands.pictures import check_folder, save_png
 
@@ -31,8 +32,9 @@ def add_parser(subparsers: Any) -> None:
         "demo",
         help="the bundled model under CFG and APG, side by side",
         description="Writes demo.png, the same prompts and seeds under CFG and APG at scales 3, 7 and 15; edit.png, "
-        "a drawn picture and the iterates of its edit; and optimize.png, a picture whose noise climbs a reward. Prints "
-        "each column's saturation (mean of the HSV S channel) and contrast (deviation of luminance).",
+        "a drawn picture and the iterates of its edit; optimize.png, a picture whose noise climbs a reward; and "
+        "chair-reconstruction.gif, a point cloud and its reconstruction, turning. Prints each column's saturation "
+        "(mean of the HSV S channel) and contrast (deviation of luminance).",
         allow_abbrev=False,
     )
     parser.add_argument("--output", default="out", metavar="FOLDER", help="made if missing (default: out)")
@@ -79,7 +81,9 @@ def run(args: argparse.Namespace) -> None:
     save_png(_sheet(list(columns.values()), labels), path, made_by)
     edited = demo_edit(pipe, folder)
     optimized = demo_optimize(pipe, folder, args.seed)
+    turned = demo_reconstruct(folder)
     print(f"\npicture  {path.resolve()}\nedit     {edited.resolve()}\noptimize {optimized.resolve()}")
+    print(f"cloud    {turned.resolve()}")
     print(f"model    {model}")
     print(f"code     {Path(__file__).parents[2]}")
     print(f"took     {time.perf_counter() - start:.0f} s\nnext     trimtab generate --help")
