@@ -37,7 +37,7 @@ def denoised_between(
 
     Example:
         >>> x0, n = torch.tensor([1.0]), torch.tensor([3.0])
-        >>> denoised_between(0.2 * x0 + 0.8 * n, 0.6 * x0 + 0.4 * n, ((0.2, 0.8), (0.6, 0.4))).item()
+        >>> denoised_between(0.2 * x0 + 0.8 * n, 0.6 * x0 + 0.4 * n, ((0.2, 0.8), (0.6, 0.4))).round(decimals=4).item()
         1.0
     """
     (alpha_1, sigma_1), (alpha_2, sigma_2) = levels

@@ -152,7 +152,7 @@ def test_with_a_model_it_loads_by_itself(tmp_path, capsys):
     assert index["_class_name"] == ["pipeline", "GuidedStableDiffusion3Pipeline"]
     text = (tmp_path / "exported" / "README.md").read_text()
     assert text.startswith("---\nlicense: other\n---\n\n# Mine\n") and text.count("---\n") == 2
-    assert 'from_pretrained("me/mine", trust_remote_code=True' in text
+    assert 'from_pretrained("me/mine",trust_remote_code=True' in "".join(text.split())
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         DiffusionPipeline.from_pretrained(tmp_path / "exported")
     pipe = DiffusionPipeline.from_pretrained(tmp_path / "exported", trust_remote_code=True)
