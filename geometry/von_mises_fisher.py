@@ -50,7 +50,7 @@ class VonMisesFisher(Distribution):
     support = _Sphere()
     has_rsample = True
 
-    def __init__(self, loc: Tensor, concentration: Tensor | float, validate_args: bool | None = None) -> None:
+    def __init__(self, loc: Tensor, concentration: Tensor | float, validate_args: bool | None = True) -> None:
         if loc.ndim < 1 or loc.shape[-1] < 2:
             raise ValueError(f"`loc` must be unit vectors (..., d) with d >= 2, got shape {tuple(loc.shape)}")
         concentration = torch.as_tensor(concentration, dtype=loc.dtype, device=loc.device)
