@@ -35,7 +35,7 @@ class VonMisesFisher(Distribution):
     Args:
         loc: mean direction mu, unit vectors (..., d), d >= 2.
         concentration: kappa > 0, a number or a tensor that broadcasts with ``loc.shape[:-1]``.
-        validate_args: as in torch.distributions.
+        validate_args: as in torch.distributions, but on by default.
 
     Raises:
         ValueError: ``loc`` is not of unit length or has d < 2, or ``concentration`` is not finite and > 0.
