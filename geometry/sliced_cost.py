@@ -148,11 +148,11 @@ def _compare(
     p: float,
     wants_slopes: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """``W_p^p`` a row of sorted projections, its slopes in ``u`` and minus those in ``v``, in sorted order."""
+    """``W_p^p`` a row of sorted projections, its slopes in ``u`` and minus those in ``v``; may overwrite ``u``."""
     n, m = u.shape[-1], v.shape[-1]
     if u_weights is None and v_weights is None and n == m:
-        gap = u - v
-        value = _power(gap, p).mean(-1)
+        gap = torch.sub(u, v, out=u) if u.shape == v.shape else u - v
+        value = (torch.einsum("...n,...n->...", gap, gap) if p == 2 else _power(gap, p).sum(-1)) / n
         if not wants_slopes:
             return value, None, None
         slope = _power_slope(gap, p).div_(n)

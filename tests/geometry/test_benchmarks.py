@@ -14,6 +14,13 @@ def test_the_three_methods_agree():
     assert all(row["largest relative difference"] < 1e-4 for row in rows)
 
 
+def test_memory_is_seen():
+    """A table of 2,000 x 2,000 distances and another for its squares are 32 MB; ours holds no such table."""
+    dense = geometry.extra_memory("g.dense_chamfer(x, y)", 1, 2000)
+    assert 25 < dense < 150
+    assert geometry.extra_memory("g.chamfer_distance(x, y)", 1, 2000) < 10
+
+
 def test_sliced_flows_end_nearer_than_chamfer(tmp_path):
     rows = geometry_flow.flow(tmp_path, quick=True)
     assert (tmp_path / "geometry_flow.png").is_file() and len(rows) == 15
