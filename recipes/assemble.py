@@ -68,6 +68,10 @@ def save_part(part: ModelMixin, folder: Path, dtype: torch.dtype = torch.bfloat1
     """Writes one part of a repository, whole or not at all."""
     temporary = _empty_sibling(folder)
     part.to(dtype=dtype).save_pretrained(temporary, safe_serialization=True)
+    path = temporary / "config.json"
+    config = json.loads(path.read_text())
+    config.pop("_name_or_path", None)  # a folder of the machine that made it
+    path.write_text(json.dumps(config, indent=2) + "\n")
     _move_into(temporary, folder)
 
 

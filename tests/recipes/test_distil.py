@@ -107,6 +107,7 @@ def test_it_learns_and_goes_on_after_an_interruption(model, tmp_path, monkeypatc
     main(arguments)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert len(losses) == 3 and losses[-1] < 0.7 * losses[0]
+    assert str(model) not in (tmp_path / recipe.SUBFOLDER / "config.json").read_text()
     student = SD3Transformer2DModel.from_pretrained(tmp_path / recipe.SUBFOLDER)
     pipe = StableDiffusion3Pipeline.from_pretrained(model, transformer=student)
     pipe.set_progress_bar_config(disable=True)
