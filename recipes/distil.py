@@ -15,7 +15,7 @@ errors and no data but captions are needed.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +132,7 @@ def distil(
     """Trains a copy of a model's transformer.
 
     Args:
-        module: the teacher with its text encoders; stays as it is.
+        module: the teacher with its text encoders; frozen, and its transformer in bfloat16 where the settings compile.
         settings: see :class:`Distillation`.
         folder: of the checkpoint.
         max_seconds: stop after this time with a checkpoint; None runs to the end.
@@ -161,14 +161,15 @@ def distil(
         noise = torch.randn(count, student.config.in_channels, *[student.config.sample_size] * 2, generator=generator)
         with torch.no_grad():
             texts = _texts(module, torch.cat([empty.expand(count, -1), chosen]).to(device))
-            both = [torch.cat([half.repeat(steps, *[1] * (half.ndim - 1)) for half in text.chunk(2)]) for text in texts]
-            own = [text.chunk(2)[1] for text in both]
-            states = _visited(prepared, noise.to(device), levels, [text.chunk(2)[1] for text in texts])
+            unguided, told = zip(*(text.chunk(2) for text in texts), strict=True)
+            states = _visited(prepared, noise.to(device), levels, told)
+            own = [torch.cat([text] * steps) for text in told]
+            both = [torch.cat([*[empty_text] * steps, text]) for empty_text, text in zip(unguided, own, strict=True)]
+            both = [text.to(teacher.dtype) for text in both]
 
             def velocity(latents: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
                 inputs = torch.cat([latents, latents]).to(teacher.dtype), torch.cat([at, at])
-                texts = [text.to(teacher.dtype) for text in both]
-                return velocity_of(teacher, *inputs, *texts).chunk(2)
+                return velocity_of(teacher, *inputs, *both).chunk(2)
 
             end = teacher_end(
                 velocity,
@@ -187,7 +188,7 @@ def distil(
     return done, student
 
 
-def _visited(student: nn.Module, noise: Tensor, levels: Tensor, texts: list[Tensor]) -> Tensor:
+def _visited(student: nn.Module, noise: Tensor, levels: Tensor, texts: Sequence[Tensor]) -> Tensor:
     """The student's own states at all levels, from noise (B, ...): (n B, ...), level by level."""
     states = [noise]
     for level in levels[:-1]:
