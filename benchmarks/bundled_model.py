@@ -160,7 +160,11 @@ def main() -> None:
         pipe = DiffusionPipeline.from_pretrained(options.model, dtype=torch.float32)
         contact_sheet(pipe, figures["best_guidance_scale"]).save(options.sheet)
     if options.write:
-        (options.model / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+        path = options.model / "figures.json"
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        if "distilled" in known:  # measured when it was distilled, not here
+            figures["distilled"] = known["distilled"]
+        path.write_text(json.dumps(figures, indent=2) + "\n")
         write_model_card(options.model, figures)
 
 
