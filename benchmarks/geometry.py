@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from trimtab.commands import bench_geometry
+from trimtab.commands.pictures import write_json
 from trimtab.geometry import chamfer_distance, sample_directions, sliced_wasserstein
 
 __all__ = ["main", "measure"]
@@ -222,7 +223,7 @@ def measure(parts: list[str], output: Path, *, quick: bool = False) -> dict[str,
         print(f"\n{part}\n{table(rows)}", flush=True)
         machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "quick": quick}
         results.setdefault("machine", {})[part] = machine
-        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_json(path, results)
     if "scaling" in results:
         plot_scaling(results["scaling"], output / "geometry_scaling.png")
     print(f"\nwritten to {path}")

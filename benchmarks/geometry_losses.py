@@ -6,7 +6,6 @@ It goes on where it was: each pair of a loss and a seed is written as soon as it
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from trimtab.commands.pictures import write_json
 from trimtab.geometry import PointCloudAutoencoder
 from trimtab.recipes.point_clouds import LOSSES, TRAIN_CLASSES, ShapePool
 from trimtab.recipes.point_clouds.model_card import codes_accuracy, reconstruction_errors
@@ -78,7 +78,7 @@ def losses(output: Path, *, quick: bool = False, names: list[str] | None = None)
     wanted = [(name, seed) for seed in range(size.seeds) for name in names if f"{name}/{seed}" not in runs]
     for name, seed in tqdm(wanted, desc="losses", disable=None):
         runs[f"{name}/{seed}"] = run(name, seed, size)
-        _write(path, stored)
+        write_json(path, stored)
     small = iteration_times(names, _config(size), size.batch_size, size.slices, repeats=1 if quick else 9)
     large = {} if quick else iteration_times(["sw", *names], PAPER, 4, size.slices, repeats=3)
     rows = []
@@ -140,9 +140,3 @@ def _config(size: Size) -> dict[str, Any]:
 def _shapes(size: Size) -> tuple[ShapePool, torch.Tensor]:
     pool = ShapePool(TRAIN_CLASSES, size.shapes_a_class, 2 * size.points)
     return pool, ShapePool(TRAIN_CLASSES, size.held_out, size.points, test=True).clouds
-
-
-def _write(path: Path, stored: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

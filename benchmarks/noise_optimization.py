@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 
 from trimtab.assets import asset_path
+from trimtab.commands.pictures import write_json
 from trimtab.pipelines import NoiseOptimizationPipeline
 from trimtab.recipes.emoji_scenes import altered_captions, check_scene, parse_caption, sample_facts, write_caption
 
@@ -296,13 +296,6 @@ def measure_time(pipe: Any, repeats: int = 5, call: dict[str, Any] = FULL_MODEL)
     return {**figures, "ratio": statistics.median(a / b for a, b in zip(run, plain, strict=True))}
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
-    """Under a temporary name first."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
 def main() -> None:
     """Runs what is missing and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -336,13 +329,13 @@ def main() -> None:
             batch = captions[first : first + options.batch_size]
             cell = run_cell(pipe, batch, first, METHODS[method], options.iterations, call)
             content["cells"][f"{method}/{first}"] = cell
-            write(path, content)
+            write_json(path, content)
             print(f"{method}, captions {first} to {first + len(batch) - 1}: {cell['seconds']:.0f} s", flush=True)
     if options.time:
         content["time"] = measure_time(pipe, call=call)
     content["summary"] = summary(content["cells"], captions)
     content["machine"] = {"threads": torch.get_num_threads(), "torch": torch.__version__, "device": str(pipe.device)}
-    write(path, content)
+    write_json(path, content)
     print(table(content["summary"]))
     if "time" in content:
         print(json.dumps(content["time"]))

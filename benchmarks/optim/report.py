@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+
+from trimtab.commands.pictures import write_json
 
 __all__ = ["RESULTS", "Row", "print_rows", "write_report"]
 
@@ -46,8 +46,7 @@ def write_report(name: str, rows: list[Row], settings: dict, out: Path = RESULTS
     print_rows(rows)
     machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "platform": platform.machine()}
     out.mkdir(parents=True, exist_ok=True)
-    path, partial = out / f"{name}.json", out / f".{name}.json.part"
+    path = out / f"{name}.json"
     report = {"settings": settings, "machine": machine, "rows": [asdict(row) for row in rows]}
-    partial.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(partial, path)
+    write_json(path, report)
     print(f"written to {path}")

@@ -6,7 +6,7 @@ import json
 
 from trimtab.benchmarks.optim.report import RESULTS, Row, print_rows
 
-BENCHMARKS = ("consensus", "directional", "mirror_descent", "augmented_lagrangian", "bilevel")
+BENCHMARKS = ("consensus", "directional")
 
 
 def main() -> None:
