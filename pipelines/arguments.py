@@ -1,11 +1,11 @@
 """Checks of a generation map's arguments: each error names the argument, what it got and what it takes."""
 
-import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+from trimtab.optim.checks import checked_count, checked_number
 
 __all__ = [
     "check_floating",
@@ -24,20 +24,7 @@ __all__ = [
 
 def checked_scale(name: str, value: Any) -> float:
     """A finite number that isn't negative."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"`{name}` is a {type(value).__name__}; takes a number")
-    if not math.isfinite(value) or value < 0:
-        raise ValueError(f"`{name}` is {value}; takes a finite number >= 0")
-    return float(value)
-
-
-def checked_count(name: str, value: Any) -> int:
-    """A whole number from 1."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"`{name}` is a {type(value).__name__}; takes an integer")
-    if value < 1:
-        raise ValueError(f"`{name}` is {value}; takes an integer >= 1")
-    return int(value)
+    return checked_number(name, value, least=0)
 
 
 def checked_size(name: str, value: Any, multiple: int) -> int:
