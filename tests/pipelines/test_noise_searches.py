@@ -4,27 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.pipelines.test_noise_optimization_loop import SHAPE, Identity, seeded
 from trimtab.pipelines.noise_objective import NoiseObjective
 from trimtab.pipelines.noise_optimizers import NoiseProblem, make_noise_optimizer
 from trimtab.pipelines.noise_run import NoiseRun
 from trimtab.rewards import CallableReward
 
-SHAPE = (3, 4, 4)
 SEARCHES = ("consensus", "directional", "cma")
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-class Identity:
-    """A sampler whose pictures are its noise."""
-
-    def __call__(self, latents, *, prompt_index=None):
-        return latents * 1.0
-
-    def decode(self, latents):
-        return latents
 
 
 def noise(batch=2):
