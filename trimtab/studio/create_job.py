@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .checks import LONGEST_PROMPT, is_number, is_whole
 from .code import Raw, call, load_pipeline_code, sequence_length_code
 from .limits import BUNDLED
 
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CreateJob", "Created", "grid_scales", "python_code", "rule_names"]
 
-_LONGEST_PROMPT = 1_000
 _MOST_STEPS = 100
 _OTHER_SCALES = {"cfg++": (0.2, 0.4, 0.6, 0.8, 1.0), "autoguidance": (1.25, 1.5, 2.0, 2.5, 3.0)}
 """Of rules whose scale means something else; plain guidance beside them has its usual 5."""
@@ -67,15 +65,15 @@ class CreateJob:
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise ValueError("The prompt is empty: say what the picture shows.")
         for name in ("prompt", "negative_prompt"):
-            if len(getattr(self, name) or "") > _LONGEST_PROMPT:
-                raise ValueError(f"The {name.replace('_', ' ')} takes up to {_LONGEST_PROMPT} characters.")
+            if len(getattr(self, name) or "") > LONGEST_PROMPT:
+                raise ValueError(f"The {name.replace('_', ' ')} takes up to {LONGEST_PROMPT} characters.")
         if self.guidance not in rule_names():
             raise ValueError(f"The guidance rule takes one of {', '.join(rule_names())}.")
-        if not _is_number(self.guidance_scale) or not 0 <= self.guidance_scale <= 30:
+        if not is_number(self.guidance_scale, 0, 30):
             raise ValueError("The guidance scale takes a number from 0 to 30.")
-        if not _is_whole(self.seed) or not 0 <= self.seed < 2**63:
+        if not is_whole(self.seed, 0, 2**63 - 1):
             raise ValueError("The seed takes a whole number, 0 or more.")
-        if not _is_whole(self.steps) or not 1 <= self.steps <= _MOST_STEPS:
+        if not is_whole(self.steps, 1, _MOST_STEPS):
             raise ValueError(f"The steps take a whole number from 1 to {_MOST_STEPS}.")
 
     def seconds(self) -> float:
@@ -165,16 +163,3 @@ def python_code(job: CreateJob) -> str:
 
 def _label(rule: str, scale: float) -> str:
     return "No guidance" if rule == "cfg" and scale == 1 else f"{rule.upper()} {scale:g}"
-
-
-@functools.cache
-def _numbers() -> tuple[type, ...]:
-    return (int, float)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, _numbers()) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from .checks import LONGEST_PROMPT, is_number, is_whole
 from .code import call, load_pipeline_code, sequence_length_code
 from .limits import BUNDLED
 
@@ -27,7 +27,6 @@ METHODS = (
     "rf-solver",
     "fireflow",
 )
-_LONGEST_PROMPT = 1_000
 
 
 @dataclass(frozen=True)
@@ -80,19 +79,17 @@ class EditJob:
             raise ValueError("There is no picture: upload one, pick an example, or send one from another tab.")
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise ValueError("The target prompt is empty: say what the picture is to show.")
-        if max(len(self.prompt), len(self.source_prompt or "")) > _LONGEST_PROMPT:
-            raise ValueError(f"The prompts take up to {_LONGEST_PROMPT} characters.")
+        if max(len(self.prompt), len(self.source_prompt or "")) > LONGEST_PROMPT:
+            raise ValueError(f"The prompts take up to {LONGEST_PROMPT} characters.")
         if self.method not in METHODS:
             raise ValueError(f"The method takes one of {', '.join(METHODS)}.")
         if self.mask is not None and self.method != "flowopt":
             raise ValueError("A mask goes with the method FlowOpt alone.")
         for name, low, high in (("strength", 0.01, 1), ("guidance_scale", 0, 30)):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
+            if not is_number(getattr(self, name), low, high):
                 raise ValueError(f"The {name.replace('_', ' ')} takes a number from {low} to {high}.")
         for name, low, high in (("steps", 1, 100), ("iterations", 0, 50)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or not low <= value <= high:
+            if not is_whole(getattr(self, name), low, high):
                 raise ValueError(f"The {name} take a whole number from {low} to {high}.")
 
     def seconds(self) -> float:

@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from .checks import LONGEST_PROMPT, is_number, is_whole
 from .code import Raw, call, device_of_code, load_pipeline_code, sequence_length_code
 from .limits import BUNDLED
 
@@ -19,7 +20,6 @@ __all__ = ["Improved", "ImproveJob", "colours_of", "python_code"]
 
 _MOST_ITERATIONS = 200
 _MOST_STEPS = 50
-_LONGEST_PROMPT = 1_000
 _MOST_COLOURS = 8
 
 
@@ -91,15 +91,14 @@ class ImproveJob:
         if not self.prompt.strip():
             raise ValueError("Write a prompt: what the picture shows.")
         for name in ("prompt", "negative_prompt", "palette"):
-            if len(getattr(self, name)) > _LONGEST_PROMPT:
-                raise ValueError(f"The {_shown(name)} is too long; it takes up to {_LONGEST_PROMPT} characters.")
+            if len(getattr(self, name)) > LONGEST_PROMPT:
+                raise ValueError(f"The {_shown(name)} is too long; it takes up to {LONGEST_PROMPT} characters.")
         if self.reward not in REWARDS:
             raise ValueError(f"The reward takes one of {', '.join(REWARDS)}.")
         if self.optimizer not in ("gradient", "best-of-n"):
             raise ValueError("The search takes gradient or best-of-n.")
         for name, low, high in (("iterations", 1, _MOST_ITERATIONS), ("steps", 1, _MOST_STEPS), ("seed", 0, 2**62)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            if not is_whole(getattr(self, name), low, high):
                 raise ValueError(f"The {_shown(name)} takes a whole number from {low} to {high}.")
         for name, low, high in (
             ("reward_weight", 0.0, 100.0),
@@ -107,8 +106,7 @@ class ImproveJob:
             ("learning_rate", 1e-4, 1.0),
             ("guidance_scale", 0.0, 50.0),
         ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            if not is_number(getattr(self, name), low, high):
                 raise ValueError(f"The {_shown(name)} takes a number from {low:g} to {high:g}.")
         if not (self.reward_weight or (self.palette_weight and self.palette.strip())):
             raise ValueError("Give the reward a weight above 0, or the palette colours and a weight.")

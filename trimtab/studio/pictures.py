@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 import uuid
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,12 @@ class Files:
     """Files for download, each in a folder of its own inside one temporary folder, so that names can be friendly.
 
     Attributes:
-        folder: the temporary folder; cleared at the end and, of what is old, now and then.
+        folder: the temporary folder; taken away at the end and, of what is old, now and then.
     """
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="trimtab-app-"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
 
     def png(self, image: Image.Image, name: str, made_by: Mapping[str, Any]) -> str:
         """Writes a picture with its settings in it; the name may have any characters."""
@@ -92,14 +94,6 @@ class Files:
         path = self._place(name, "json")
         write_json(path, content)
         return str(path)
-
-    def place(self, name: str, ending: str) -> Path:
-        """A path for a file of any other kind, in a new folder."""
-        return self._place(name, ending)
-
-    def clear(self) -> None:
-        """Takes the folder away."""
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _place(self, name: str, ending: str) -> Path:
         self._forget_old()

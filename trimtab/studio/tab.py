@@ -63,7 +63,7 @@ class Studio:
         self._unwanted: dict[tuple[str, str], float] = {}
 
     def stream(self, job: Job, request: gr.Request | None, tab: str) -> Iterator[Update]:
-        """Does a job in this session and gives its updates; the last one has ``finished`` set.
+        """Does a job for this visitor and gives its updates; the last one has ``finished`` set.
 
         Args:
             job: whose model must be an allowed one.
@@ -139,7 +139,7 @@ class Studio:
         )
 
     def stop_button(self, tab: str, button: gr.Button) -> None:
-        """Makes a button end what runs in this tab of this session, or waits to."""
+        """Makes a button end what this visitor runs in this tab, or waits to."""
 
         def stop(request: gr.Request) -> None:
             self.stop(request.session_hash, tab)
