@@ -152,7 +152,7 @@ def _compare(
     n, m = u.shape[-1], v.shape[-1]
     if u_weights is None and v_weights is None and n == m:
         gap = torch.sub(u, v, out=u) if u.shape == v.shape else u - v
-        value = (torch.einsum("...n,...n->...", gap, gap) if p == 2 else _power(gap, p).sum(-1)) / n
+        value = (torch.linalg.vecdot(gap, gap) if p == 2 else _power(gap, p).sum(-1)) / n
         if not wants_slopes:
             return value, None, None
         slope = _power_slope(gap, p).div_(n)
