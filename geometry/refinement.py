@@ -12,7 +12,7 @@ from torch import Tensor
 from .chamfer import chamfer_distance
 from .clouds import check_cloud
 from .optimal_transport import earth_movers_distance
-from .optimized_slices import max_sliced_wasserstein
+from .optimized_slices import distributional_sliced_wasserstein, max_sliced_wasserstein
 from .sliced_wasserstein import sliced_wasserstein
 
 __all__ = ["REFINEMENT_LOSSES", "RefinementState", "refine_latents"]
@@ -30,8 +30,14 @@ def _max_sliced(x: Tensor, y: Tensor) -> Tensor:
     return max_sliced_wasserstein(x, y, steps=10, generator=fixed)
 
 
+def _distributional(x: Tensor, y: Tensor) -> Tensor:
+    fixed = torch.Generator(x.device).manual_seed(0)
+    return distributional_sliced_wasserstein(x, y, num_projections=64, steps=10, generator=fixed)
+
+
 REFINEMENT_LOSSES: dict[str, Loss] = {
     "sliced_wasserstein": _sliced,
+    "distributional_sliced_wasserstein": _distributional,
     "max_sliced_wasserstein": _max_sliced,
     "chamfer": chamfer_distance,
     "earth_movers": lambda x, y: earth_movers_distance(x, y, p=2.0),

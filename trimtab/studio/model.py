@@ -60,18 +60,23 @@ class LoadedModel:
 class SharedModel:
     """Holds at most one model.
 
+    Args:
+        load: makes a model from its name; None is that of pictures, a :class:`LoadedModel`.
+
     Attributes:
         loaded: the model in memory, or None.
         loads: how many times one was loaded.
     """
 
-    def __init__(self) -> None:
-        self.loaded: LoadedModel | None = None
+    def __init__(self, load: Callable[[str], Any] | None = None) -> None:
+        self.loaded: Any = None
         self.loads = 0
+        self._load = load or _load
+        self._name = ""
         self._lock = threading.Lock()
 
     @contextmanager
-    def use(self, name: str, note: Callable[[str], None], check: Callable[[], None]) -> Iterator[LoadedModel]:
+    def use(self, name: str, note: Callable[[str], None], check: Callable[[], None]) -> Iterator[Any]:
         """The model for one run; another run waits until this one is done with it.
 
         Args:
@@ -85,12 +90,12 @@ class SharedModel:
         while not self._lock.acquire(timeout=0.1):
             check()
         try:
-            if self.loaded is None or self.loaded.name != name:
+            if self.loaded is None or self._name != name:
                 note(f"Loading the model ({'the bundled one' if name == BUNDLED else name}); this happens once.")
                 self.loaded = None
                 gc.collect()
                 _empty_cache()
-                self.loaded = _load(name)
+                self.loaded, self._name = self._load(name), name
                 self.loads += 1
             yield self.loaded
         finally:

@@ -95,6 +95,14 @@ class Files:
         write_json(path, content)
         return str(path)
 
+    def cloud(self, cloud: Any, name: str) -> str:
+        """Writes a point cloud (N, 3) as PLY."""
+        from trimtab.geometry import save_point_cloud
+
+        path = self._place(name, "ply")
+        save_point_cloud(cloud, path)
+        return str(path)
+
     def _place(self, name: str, ending: str) -> Path:
         self._forget_old()
         folder = self.folder / uuid.uuid4().hex

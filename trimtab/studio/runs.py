@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from .model import LoadedModel, SharedModel
 from .words import plain_words
 
-__all__ = ["MODEL", "Job", "Run", "Stop", "Stopped", "Update", "stream"]
+__all__ = ["MODEL", "Job", "Run", "Stop", "Stopped", "Update", "holder", "stream"]
 
 MODEL = SharedModel()
 """The model of this process."""
@@ -35,7 +35,10 @@ class Stopped(Exception):
 
 
 class Job(Protocol):
-    """What a tab does; a frozen dataclass of plain settings."""
+    """What a tab does; a frozen dataclass of plain settings.
+
+    A job whose model is not one of pictures has a class attribute ``holder``, the ``SharedModel`` that holds it.
+    """
 
     model: str
 
@@ -176,6 +179,11 @@ class Run:
         return step_end
 
 
+def holder(job: Job) -> SharedModel:
+    """What holds a job's model: that of pictures, where it names no other."""
+    return getattr(job, "holder", MODEL)
+
+
 def stream(job: Job, stop: Stop, longest: float, largest_picture: int) -> Iterator[Update]:
     """Does a job and gives its updates; left early, it ends the job within a step.
 
@@ -221,7 +229,7 @@ def _work(job: Job, run: Run, updates: queue.SimpleQueue[tuple[str, Any]]) -> No
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnknownWordsWarning)  # told in the page
-            with MODEL.use(job.model, run.note, run.check) as loaded:
+            with holder(job).use(job.model, run.note, run.check) as loaded:
                 run.begin()
                 run.check()
                 job.run(loaded, run)

@@ -14,7 +14,7 @@ import gradio as gr
 
 from .limits import Limits
 from .pictures import Files
-from .runs import Job, Stop, Update, stream
+from .runs import MODEL, Job, Stop, Update, holder, stream
 from .words import status_html
 
 __all__ = ["Studio", "Tab"]
@@ -66,7 +66,7 @@ class Studio:
         """Does a job for this visitor and gives its updates; the last one has ``finished`` set.
 
         Args:
-            job: whose model must be an allowed one.
+            job: whose model, if it is one of pictures, must be an allowed one.
             request: of the event.
             tab: the tab's id, by which its stop button finds the run.
 
@@ -74,7 +74,8 @@ class Studio:
             ValueError: the model is not allowed here.
             gr.Error: the job failed; the message is in plain words.
         """
-        if job.model not in self.limits.models:
+        of_pictures = holder(job) is MODEL
+        if of_pictures and job.model not in self.limits.models:
             raise ValueError(f"The model {job.model!r} is not allowed here; takes {', '.join(self.limits.models)}.")
         key = (getattr(request, "session_hash", None) or uuid.uuid4().hex, tab)
         stop = Stop(self.files.folder)
@@ -84,7 +85,8 @@ class Studio:
                 stop.set()  # stopped while it waited in the queue
         finished = False
         try:
-            for update in self._stream(job, stop, self.limits.longest_run, self.limits.largest_picture):
+            do = self._stream if of_pictures else stream  # the other models are small: no card is lent for them
+            for update in do(job, stop, self.limits.longest_run, self.limits.largest_picture):
                 if update.error:
                     finished = True
                     raise gr.Error(update.error, duration=10, print_exception=False)
@@ -108,17 +110,19 @@ class Studio:
         *,
         api_name: str,
         status: Component,
+        line: str = "model",
     ) -> Any:
-        """Registers an event that uses the model: one at a time for all tabs, its place in the queue in ``status``.
+        """Registers an event that uses a model: one at a time for all tabs, its place in the queue in ``status``.
 
         Args:
             tab: the tab's id.
             triggers: such as ``button.click``, or several.
             function: a generator decorated with ``in_plain_words``.
-            inputs: its inputs; the model's name is the last, added here.
+            inputs: its inputs; the name of the model of pictures is the last, added here.
             outputs: its outputs.
             api_name: the endpoint's name.
             status: where waiting is shown.
+            line: the queue's line; another than "model" is for another model, whose name is no input.
 
         Returns:
             The event.
@@ -128,10 +132,10 @@ class Studio:
         return gr.on(
             triggers,
             function,
-            [*inputs, self.model],
+            [*inputs, self.model] if line == "model" else list(inputs),
             list(outputs),
             api_name=api_name,
-            concurrency_id="model",
+            concurrency_id=line,
             concurrency_limit=1,
             show_progress="full",
             show_progress_on=[status],
