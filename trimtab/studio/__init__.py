@@ -45,7 +45,7 @@ from typing import Any
 
 __all__ = ["TABS", "build", "launch_options"]
 
-TABS = ("create", "improve", "edit")
+TABS = ("create", "improve", "edit", "points")
 """The modules of this package that are tabs, in their order."""
 
 

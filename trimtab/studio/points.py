@@ -1,0 +1,263 @@
+"""The Points tab: clouds and meshes reconstructed, between one another, and new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+
+from .checks import as_whole
+from .points_job import (
+    LOSSES,
+    MOST_CLOUDS,
+    MOST_STEPS,
+    Clouds,
+    InterpolateJob,
+    Reconstructed,
+    ReconstructJob,
+    SampleJob,
+)
+from .points_source import ENDINGS, MOST_NUMBER, SHAPES, Shape, Upload
+from .points_view import figure
+from .runs import Update
+from .tab import Studio, Tab
+from .words import in_plain_words, status_html
+
+__all__ = ["ID", "TITLE", "build_tab"]
+
+ID = "points"
+TITLE = "Points"
+
+_ABOUT = """A small frozen model turns clouds and meshes into short codes, and codes into clouds. Under a loss of your
+choice the code moves until its cloud is nearer to yours. Drag a view to turn it, scroll to zoom."""
+_QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+
+def build_tab(studio: Studio) -> Tab:
+    """Makes the components and the events."""
+    gr.Markdown(_ABOUT)
+    with gr.Tabs(elem_id="points-tabs"):
+        with gr.Tab("Reconstruct", id="points-reconstruct"):
+            settings = _build_reconstruct(studio)
+        with gr.Tab("Between two shapes", id="points-between"):
+            settings |= _build_between(studio)
+        with gr.Tab("New shapes", id="points-new"):
+            settings |= _build_new(studio)
+    return Tab(settings=settings)
+
+
+def _build_reconstruct(studio: Studio) -> dict[str, Any]:
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=300):
+            file, shape, number = source = _source("points", "chair", "Or upload a cloud or a mesh")
+            loss = gr.Dropdown(
+                [(label, key) for key, label in LOSSES.items()], value="sliced_wasserstein", label="Loss",
+                info="What the code descends", elem_id="points-loss",
+            )  # fmt: skip
+            steps = gr.Slider(1, MOST_STEPS, 60, step=1, label="Steps", info="Of that descent", elem_id="points-steps")
+            with gr.Row():
+                start = gr.Button("Reconstruct", variant="primary", elem_id="points-run")
+                stop = gr.Button("Stop, keep the best", elem_id="points-stop")
+        with gr.Column(scale=3, min_width=300):
+            status = studio.status("points", "Ready. The last six shapes are of kinds that the model never saw.")
+            view = gr.Plot(
+                lambda: _given(Shape("chair", 1)), label="What is given, and its reconstruction", elem_id="points-view"
+            )
+            table = gr.Dataframe(
+                _table({}, {}), label="Distances between the two, at unit radius", interactive=False,
+                elem_id="points-table",
+            )  # fmt: skip
+            curve = gr.LinePlot(
+                _curve(()), x="step", y="loss", height=190, x_title="step", y_title="loss", title="Loss",
+                label="Loss", elem_id="points-curve",
+            )  # fmt: skip
+            download = gr.DownloadButton("Download the cloud (PLY)", interactive=False, elem_id="points-ply")
+            code = _code()
+
+    @in_plain_words
+    def reconstruct_points(
+        file: str | None, shape: str, number: int, loss: str, steps: int, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
+        """Reconstructs a cloud or mesh; under a loss, its code descends it. A file counts before a shape."""
+        job = ReconstructJob(_chosen(studio, file, shape, number), loss, as_whole(steps))
+        nothing, last = gr.skip(), None
+        yield nothing, nothing, nothing, gr.DownloadButton(value=None, interactive=False), "", status_html("Waiting")
+        for update in studio.stream(job, request, ID):
+            last = update.result or last
+            shown = _shown(last) if update.new and last is not None else [nothing] * 3
+            yield *shown, nothing, nothing, status_html(update.note)
+        if not isinstance(last, Reconstructed):
+            return
+        name = Path(file).stem if file else f"{shape} {job.source.number}"
+        path = studio.files.cloud(last.cloud, f"{name} reconstruction")
+        done = replace(job, steps=max(1, last.step))
+        yield (
+            *_shown(last), gr.DownloadButton(value=path, interactive=True), done.python_code(),
+            status_html(_told(update, last)),
+        )  # fmt: skip
+
+    outputs = [view, table, curve, download, code, status]
+    inputs = [*source, loss, steps]
+    studio.on_run(
+        ID, start.click, reconstruct_points, inputs, outputs, api_name="reconstruct_points", status=status, line=ID
+    )
+    studio.stop_button(ID, stop)
+
+    @in_plain_words
+    def show_given(file: str | None, shape: str, number: int) -> tuple[Any, ...]:
+        return _given(_chosen(studio, file, shape, number)), _table({}, {}), _curve(())
+
+    gr.on(
+        [file.upload, file.clear, shape.input, number.change], show_given, list(source), [view, table, curve], **_QUIET
+    )
+    return {"shape": shape, "number": number, "loss": loss, "steps": steps}
+
+
+def _build_between(studio: Studio) -> dict[str, Any]:
+    identity = "points-between"
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=300):
+            first = _source("points-first", "chair", "Or upload the first")
+            last = _source("points-last", "table", "Or upload the last")
+            count = gr.Slider(
+                2, MOST_CLOUDS, 6, step=1, label="Clouds", info="Both ends included", elem_id="points-count"
+            )
+            start = gr.Button("Interpolate", variant="primary", elem_id="points-between-run")
+        with gr.Column(scale=3, min_width=300):
+            status = studio.status(identity, "Ready. The way goes at even steps between the two codes.")
+            view = gr.Plot(label="From the first to the last", elem_id="points-between-view")
+            files = _files("points-between-ply")
+            code = _code()
+
+    @in_plain_words
+    def interpolate_points(
+        first_file: str | None,
+        first_shape: str,
+        first_number: int,
+        last_file: str | None,
+        last_shape: str,
+        last_number: int,
+        count: int,
+        request: gr.Request,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Clouds from one to another, at even steps between their codes. A file counts before a shape."""
+        ends = (
+            _chosen(studio, first_file, first_shape, first_number),
+            _chosen(studio, last_file, last_shape, last_number),
+        )
+        yield from _clouds(studio, InterpolateJob(*ends, as_whole(count)), request, identity, "between")
+
+    outputs = [view, files, code, status]
+    studio.on_run(
+        identity, start.click, interpolate_points, [*first, *last, count], outputs, api_name="interpolate_points",
+        status=status, line=ID,
+    )  # fmt: skip
+    (_, first_shape, first_number), (_, last_shape, last_number) = first, last
+    return {
+        "first_shape": first_shape,
+        "first_number": first_number,
+        "last_shape": last_shape,
+        "last_number": last_number,
+        "between": count,
+    }
+
+
+def _build_new(studio: Studio) -> dict[str, Any]:
+    identity = "points-new"
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=2, min_width=300):
+            count = gr.Slider(1, MOST_CLOUDS, 6, step=1, label="Clouds", elem_id="points-new-count")
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="The noise", elem_id="points-seed")
+            start = gr.Button("Draw new shapes", variant="primary", elem_id="points-new-run")
+        with gr.Column(scale=3, min_width=300):
+            status = studio.status(identity, "Ready. A flow turns noise into codes that no shape gave.")
+            view = gr.Plot(label="New shapes", elem_id="points-new-view")
+            files = _files("points-new-ply")
+            code = _code()
+
+    @in_plain_words
+    def sample_points(count: int, seed: int, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        """Draws new clouds: noise through the flow to codes, codes through the decoder."""
+        yield from _clouds(studio, SampleJob(as_whole(count), as_whole(seed)), request, identity, "new")
+
+    outputs = [view, files, code, status]
+    studio.on_run(
+        identity, start.click, sample_points, [count, seed], outputs, api_name="sample_points", status=status, line=ID
+    )
+    return {"new": count, "seed": seed}
+
+
+def _clouds(
+    studio: Studio, job: InterpolateJob | SampleJob, request: gr.Request, tab: str, name: str
+) -> Iterator[tuple[Any, ...]]:
+    """Runs a job that makes several clouds; the files are named as those of its code."""
+    nothing, last = gr.skip(), None
+    yield nothing, None, "", status_html("Waiting")
+    for update in studio.stream(job, request, tab):
+        last = update.result or last
+        yield nothing, nothing, nothing, status_html(update.note)
+    if isinstance(last, Clouds):
+        clouds = list(last.clouds)
+        files = [studio.files.cloud(cloud, f"{name}-{index}") for index, cloud in enumerate(clouds, 1)]
+        labels = [str(index) for index in range(1, len(clouds) + 1)]
+        yield figure(clouds, labels), files, job.python_code(), status_html(update.note)
+
+
+def _source(identity: str, shape: str, label: str) -> tuple[Any, Any, Any]:
+    """Where a cloud comes from: a file, or a drawn shape and its number."""
+    with gr.Group(), gr.Row():
+        name = gr.Dropdown(list(SHAPES), value=shape, label="Shape", min_width=130, elem_id=f"{identity}-shape")
+        number = gr.Number(
+            1, label="Which one", precision=0, minimum=0, maximum=MOST_NUMBER, min_width=90,
+            elem_id=f"{identity}-number",
+        )  # fmt: skip
+    file = gr.File(
+        label=label, file_types=list(ENDINGS), type="filepath", height=130, elem_id=f"{identity}-file",
+    )  # fmt: skip
+    return file, name, number
+
+
+def _files(identity: str) -> Any:
+    return gr.Files(label="Download the clouds (PLY)", interactive=False, height=150, elem_id=identity)
+
+
+def _code() -> Any:
+    with gr.Accordion("Copy as Python", open=False):
+        return gr.Code(language="python", label="The code that makes the same", interactive=False)
+
+
+def _chosen(studio: Studio, file: str | None, shape: str, number: int) -> Shape | Upload:
+    if file:
+        return Upload(file, studio.limits.largest_upload)
+    return Shape(shape, as_whole(number))
+
+
+def _given(source: Shape | Upload) -> Any:
+    from trimtab.geometry import normalize_cloud
+
+    return figure([normalize_cloud(source.load())[0]], ["given"], given=1)
+
+
+def _shown(made: Reconstructed) -> tuple[Any, ...]:
+    """What the view, the table and the curve show."""
+    view = figure([made.given, made.best], ["given", "reconstruction"], given=1)
+    return view, _table(made.at_first, made.distances if made.losses else {}), _curve(made.losses)
+
+
+def _table(first: dict[str, float], last: dict[str, float]) -> pd.DataFrame:
+    rows = [(name, f"{value:.4f}", f"{last[name]:.4f}" if last else "") for name, value in first.items()]
+    return pd.DataFrame(rows, columns=["Distance", "Encoder alone", "Under the loss"])
+
+
+def _curve(losses: tuple[float, ...]) -> pd.DataFrame:
+    return pd.DataFrame({"step": list(range(len(losses))), "loss": list(losses)})
+
+
+def _told(update: Update, made: Reconstructed) -> str:
+    if not made.losses:
+        return update.note
+    return f"{update.note} Loss {made.losses[0]:.5f} at first, {min(made.losses):.5f} at best."
