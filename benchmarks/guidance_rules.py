@@ -31,7 +31,8 @@ from trimtab.benchmarks.bundled_model import held_out_captions
 from trimtab.benchmarks.figures import proportion_interval, ratio_interval
 from trimtab.benchmarks.scene_figures import Scenes
 from trimtab.commands.errors import UsageError
-from trimtab.commands.sampling import make_guider, sample
+from trimtab.commands.sampling import sample
+from trimtab.guidance import make_guider
 
 __all__ = ["NONE", "PLAN", "Settings", "claims", "plan", "run", "table"]
 

@@ -6,6 +6,7 @@ from .base import Guidance
 from .cfg_plus_plus import CFGPlusPlusGuidance
 from .classifier_free import ClassifierFreeGuidance
 from .frequency_decoupled import FrequencyDecoupledGuidance, from_laplacian_pyramid, laplacian_pyramid
+from .guiders import GUIDERS, make_guider
 from .magnitude_aware import MagnitudeAwareGuidance
 from .modular import NoisyLatentsStep, with_noisy_latents
 from .prediction import AffinePrediction, NoiseSchedule, from_x0, to_x0
@@ -43,26 +44,10 @@ __all__ = [
     "from_laplacian_pyramid",
     "from_x0",
     "laplacian_pyramid",
+    "make_guider",
     "project",
     "saturation",
     "tangential",
     "to_x0",
     "with_noisy_latents",
 ]
-
-GUIDERS: dict[str, type[Guidance]] = {
-    "apg": AdaptiveProjectedGuidance,
-    "autoguidance": AutoGuidance,
-    "cfg": ClassifierFreeGuidance,
-    "cfg++": CFGPlusPlusGuidance,
-    "cfg-zero": ClassifierFreeZeroStarGuidance,
-    "fdg": FrequencyDecoupledGuidance,
-    "interval": IntervalGuidance,
-    "mambo-g": MagnitudeAwareGuidance,
-    "pag": PerturbedAttentionGuidance,
-    "rescale": GuidanceRescale,
-    "seg": SmoothedEnergyGuidance,
-    "slg": SkipLayerGuidance,
-    "tcfg": TangentialClassifierFreeGuidance,
-}
-"""Rules by the names that the command line takes; each can be made from ``guidance_scale`` alone."""

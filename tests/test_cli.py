@@ -22,7 +22,7 @@ from tests.tiny_pipelines import NUMPY_IN_SCHEDULERS, tiny_pipeline
 from trimtab.cli import main
 from trimtab.commands import sampling
 from trimtab.commands.pictures import slug
-from trimtab.guidance import RESCALE_RMS, AdaptiveProjectedGuidance, attach
+from trimtab.guidance import RESCALE_RMS, AdaptiveProjectedGuidance, attach, make_guider
 from trimtab.pipelines.vocabulary import unknown_words
 
 TINY_UNET = {
@@ -149,10 +149,10 @@ def test_each_rule_has_a_scale_of_its_own(model, output):
 
 
 def test_a_model_with_a_preset_gets_it():
-    guider = sampling.make_guider("apg", 4.0, SimpleNamespace(name_or_path="somewhere/emoji-scenes"))
+    guider = make_guider("apg", 4.0, SimpleNamespace(name_or_path="somewhere/emoji-scenes"))
     assert guider.config == AdaptiveProjectedGuidance.from_preset("emoji-scenes", guidance_scale=4.0).config
     for pipe in (None, SimpleNamespace(name_or_path=None), SimpleNamespace(name_or_path="somewhere/else")):
-        assert sampling.make_guider("apg", 4.0, pipe).rescale_rms == RESCALE_RMS
+        assert make_guider("apg", 4.0, pipe).rescale_rms == RESCALE_RMS
 
 
 @pytest.mark.parametrize("guidance", ["cfg", "apg"])

@@ -16,8 +16,8 @@ def add_parser(subparsers: Any) -> None:
         "app",
         help="the app in a browser",
         description="Opens the Gradio app on this machine. Its limits are environment variables: TRIMTAB_MODEL, "
-        "TRIMTAB_ALLOWED_MODELS, TRIMTAB_LARGEST_PICTURE, TRIMTAB_LARGEST_UPLOAD, TRIMTAB_LONGEST_RUN and "
-        "TRIMTAB_QUEUE_LENGTH.",
+        "TRIMTAB_ALLOWED_MODELS, TRIMTAB_ALLOWED_REWARDS, TRIMTAB_LARGEST_PICTURE, TRIMTAB_LARGEST_UPLOAD, "
+        "TRIMTAB_LONGEST_RUN and TRIMTAB_QUEUE_LENGTH.",
         allow_abbrev=False,
     )
     add = parser.add_argument

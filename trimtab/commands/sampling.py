@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.commands.errors import UsageError, first_line
@@ -11,7 +10,7 @@ from trimtab.commands.errors import UsageError, first_line
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["check_guidance", "guidance_names", "make_guider", "sample"]
+__all__ = ["check_guidance", "guidance_names", "sample"]
 
 
 def guidance_names() -> list[str]:
@@ -44,32 +43,13 @@ def check_guidance(name: str, guidance_scale: float | None = None) -> float:
     if guidance_scale is None:
         return _SCALES.get(name, 7.5)
     if name != "cfg":
+        from trimtab.guidance import make_guider
+
         try:
             make_guider(name, guidance_scale)
         except ValueError as error:
             raise UsageError(f"--guidance {name} refuses --guidance-scale: {first_line(error)}") from None
     return guidance_scale
-
-
-def make_guider(name: str, guidance_scale: float, pipe: Any = None) -> Any:
-    """The guider that a name of the command line stands for, at this scale.
-
-    Args:
-        name: one of :func:`guidance_names`.
-        guidance_scale: in the rule's range.
-        pipe: whose preset APG takes, if its folder or Hub id ends in the name of one.
-
-    Raises:
-        ValueError: if the rule doesn't take the scale.
-    """
-    from trimtab.guidance import GUIDERS, PRESETS, RESCALE_RMS, AdaptiveProjectedGuidance
-
-    model = Path(str(getattr(pipe, "name_or_path", ""))).name
-    if name == "apg" and model in PRESETS:
-        return AdaptiveProjectedGuidance.from_preset(model, guidance_scale=guidance_scale)
-    # A threshold on the norm suits latents of one size only; the commands run models of any.
-    options = {"adaptive_projected_guidance_rescale_rms": RESCALE_RMS} if name == "apg" else {}
-    return GUIDERS[name](guidance_scale=guidance_scale, **options)
 
 
 def sample(
@@ -121,7 +101,7 @@ def sample(
             family = family_of(pipe)
             strength, scale = family.guidance_argument, guidance_scale + family.guidance.scale_offset
         else:
-            from trimtab.guidance import attach
+            from trimtab.guidance import attach, make_guider
 
             rule = attach(pipe, make_guider(guidance, guidance_scale, pipe))
             # The guider's scale holds; the pipeline's own has to switch the second prediction on.

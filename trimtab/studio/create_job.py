@@ -149,7 +149,7 @@ def python_code(job: CreateJob) -> str:
             call("image = pipe", [job.prompt], guidance_scale=float(job.guidance_scale), **arguments) + ".images[0]"
         ]
     else:
-        imports += ["from trimtab.commands.sampling import make_guider", "from trimtab.guidance import attach"]
+        imports.append("from trimtab.guidance import attach, make_guider")
         inner = (
             call("image = pipe", [job.prompt], guidance_scale=max(job.guidance_scale, 2.0), **arguments) + ".images[0]"
         )

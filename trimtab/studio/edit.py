@@ -27,13 +27,15 @@ def build_tab(studio: Studio) -> Tab:
     """Makes the components and the events."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
-            image = Picture(label="Picture", height=240, sources=["upload", "clipboard"], elem_id="edit-image")
+            image = Picture(
+                label="Picture", format="png", height=240, sources=["upload", "clipboard"], elem_id="edit-image"
+            )
             example = gr.Button("Use the example", size="sm", elem_id="edit-example")
             source_prompt = gr.Textbox("", label="What it shows", max_length=1000, elem_id="edit-source")
             prompt = gr.Textbox("", label="What it is to show", max_length=1000, elem_id="edit-prompt")
             strength = gr.Slider(0.05, 1, 0.8, step=0.05, label="Strength", info="How much may change at all")
             with gr.Accordion("More settings", open=False):
-                mask = Picture(label="Mask, white where it may change", height=160, elem_id="edit-mask")
+                mask = Picture(label="Mask, white where it may change", format="png", height=160, elem_id="edit-mask")
                 method = gr.Dropdown([(name, name) for name in METHODS], value="flowopt", label="Method")
                 guidance_scale = gr.Slider(0, 30, 3.5, step=0.1, label="Guidance scale")
                 steps = gr.Slider(1, 100, 15, step=1, label="Steps")

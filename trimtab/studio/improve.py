@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,7 +15,7 @@ from .metadata import made_by, plain_settings
 from .tab import Studio, Tab
 from .words import in_plain_words, status_html
 
-__all__ = ["ID", "TITLE", "build_tab", "python_code", "reward_choices"]
+__all__ = ["ID", "TITLE", "build_tab", "python_code"]
 
 ID = "improve"
 TITLE = "Improve"
@@ -40,23 +39,9 @@ _NAMES = {
 }
 
 
-def reward_choices() -> list[tuple[str, str]]:
-    """Labels and names of the rewards that may be chosen: the bundled one, and those of ``TRIMTAB_ALLOWED_REWARDS``.
-
-    Raises:
-        ValueError: the variable names a reward that there is not.
-    """
-    from trimtab.rewards import REWARDS
-
-    given = [name.strip() for name in os.environ.get("TRIMTAB_ALLOWED_REWARDS", "").split(",") if name.strip()]
-    if unknown := [name for name in given if name not in REWARDS]:
-        raise ValueError(f"TRIMTAB_ALLOWED_REWARDS takes names among {', '.join(REWARDS)}; got {', '.join(unknown)}")
-    return [(_NAMES.get(name, name), name) for name in dict.fromkeys(["bundled", *given])]
-
-
 def build_tab(studio: Studio) -> Tab:
     """Makes the components and the events."""
-    choices = reward_choices()
+    choices = [(_NAMES.get(name, name), name) for name in studio.limits.rewards]
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
             gr.Markdown(_ABOUT)

@@ -25,11 +25,9 @@ _KEPT = 24 * 3600
 class Picture(gr.Image):
     """A ``gr.Image`` whose uploads are opened by content, upright and in RGB; the value is a PIL picture.
 
-    What is no picture is refused in plain words, whatever its name.
+    What is no picture is refused in plain words, whatever its name. The arguments are those of ``gr.Image``, of which
+    ``type`` means nothing here. It has no ``__init__`` of its own: from its signature gradio reads what the page needs.
     """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, type="pil", format=kwargs.pop("format", "png"), **kwargs)
 
     def preprocess(self, payload: Any) -> Image.Image | None:
         from trimtab.pipelines.images import load_image
