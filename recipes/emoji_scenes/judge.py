@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,6 +66,19 @@ class Verdict:
     def correct(self) -> bool:
         """Whether the picture shows all that its caption states and nothing else."""
         return self.shown and self.background_right and self.relation_right is not False and self.clean
+
+    @property
+    def right_share(self) -> float:
+        """The share of what the caption states that is right, 1 where and only where the picture is `correct`.
+
+        One attribute each: the background, every stated object (a name of the colour, each copy by itself), their
+        number, their relation where one is stated, and that nothing else lies in the picture.
+        """
+        stated = Counter({name: self.facts.count for name in self.facts.objects})
+        seen = stated & Counter(item.name for item in self.objects)
+        right = [self.background_right, self.count_right, self.clean, *[True] * seen.total()]
+        right += [] if self.relation_right is None else [self.relation_right]
+        return sum(right) / (len(right) + stated.total() - seen.total())
 
 
 @torch.no_grad()

@@ -210,7 +210,20 @@ def test_a_verdict_says_what_is_wrong() -> None:
         check_scene([scene.to_image()] * len(stated), list(stated)), stated.values(), strict=True
     ):
         assert {name for name in fields if getattr(verdict, name) is False} == wrong
-        assert verdict.correct == (not wrong)
+        assert verdict.correct == (not wrong) == (verdict.right_share == 1)
+
+
+def test_the_share_that_is_right_counts_every_object() -> None:
+    scene = Scene((SceneObject("cat", (8, 40, 48)), SceneObject("red heart", (72, 32, 56))), "sky")
+    stated = {
+        "a cat to the left of a red heart on a pink background": 5 / 6,
+        "a cat to the left of a blue heart on a sky background": 4 / 6,
+        "a dog to the right of a blue heart on a pink background": 2 / 6,
+        "a cat on a sky background": 3 / 4,
+        "three cats on a sky background": 3 / 6,
+    }
+    verdicts = check_scene([scene.to_image()] * len(stated), list(stated))
+    assert [verdict.right_share for verdict in verdicts] == pytest.approx(list(stated.values()))
 
 
 def test_a_batch_gives_what_its_pictures_give_and_pil_what_tensors_give() -> None:
