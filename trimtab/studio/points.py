@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,8 @@ TITLE = "Points"
 
 _ABOUT = """A small frozen model turns clouds and meshes into short codes, and codes into clouds. Under a loss of your
 choice the code moves until its cloud is nearer to yours. Drag a view to turn it, scroll to zoom."""
+_PAUSE = 0.3
+"""Seconds between two notes of a descent's steps."""
 _QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -53,7 +56,7 @@ def build_tab(studio: Studio) -> Tab:
 def _build_reconstruct(studio: Studio) -> dict[str, Any]:
     with gr.Row(equal_height=False):
         with gr.Column(scale=2, min_width=300):
-            file, shape, number = source = _source("points", "chair", "Or upload a cloud or a mesh")
+            _, shape, number = source = _source("points", "chair", "Or upload a file")
             loss = gr.Dropdown(
                 [(label, key) for key, label in LOSSES.items()], value="sliced_wasserstein", label="Loss",
                 info="What the code descends", elem_id="points-loss",
@@ -64,16 +67,14 @@ def _build_reconstruct(studio: Studio) -> dict[str, Any]:
                 stop = gr.Button("Stop, keep the best", elem_id="points-stop")
         with gr.Column(scale=3, min_width=300):
             status = studio.status("points", "Ready. The last six shapes are of kinds that the model never saw.")
-            view = gr.Plot(
-                lambda: _given(Shape("chair", 1)), label="What is given, and its reconstruction", elem_id="points-view"
-            )
+            view = gr.Plot(label="What is given, and its reconstruction", elem_id="points-view")
             table = gr.Dataframe(
                 _table({}, {}), label="Distances between the two, at unit radius", interactive=False,
                 elem_id="points-table",
             )  # fmt: skip
             curve = gr.LinePlot(
-                _curve(()), x="step", y="loss", height=190, x_title="step", y_title="loss", title="Loss",
-                label="Loss", elem_id="points-curve",
+                None, x="step", y="loss", height=240, x_title="step", y_title="loss", label="Loss",
+                elem_id="points-curve",
             )  # fmt: skip
             download = gr.DownloadButton("Download the cloud (PLY)", interactive=False, elem_id="points-ply")
             code = _code()
@@ -84,12 +85,17 @@ def _build_reconstruct(studio: Studio) -> dict[str, Any]:
     ) -> Iterator[tuple[Any, ...]]:
         """Reconstructs a cloud or mesh; under a loss, its code descends it. A file counts before a shape."""
         job = ReconstructJob(_chosen(studio, file, shape, number), loss, as_whole(steps))
-        nothing, last = gr.skip(), None
+        nothing, last, told = gr.skip(), None, 0.0
         yield nothing, nothing, nothing, gr.DownloadButton(value=None, interactive=False), "", status_html("Waiting")
         for update in studio.stream(job, request, ID):
             last = update.result or last
-            shown = _shown(last) if update.new and last is not None else [nothing] * 3
-            yield *shown, nothing, nothing, status_html(update.note)
+            if update.new and last is not None:
+                yield *_shown(last), nothing, nothing, status_html(update.note)
+            elif time.monotonic() - told > _PAUSE:
+                yield *[nothing] * 5, status_html(update.note)
+            else:
+                continue
+            told = time.monotonic()
         if not isinstance(last, Reconstructed):
             return
         name = Path(file).stem if file else f"{shape} {job.source.number}"
@@ -109,11 +115,10 @@ def _build_reconstruct(studio: Studio) -> dict[str, Any]:
 
     @in_plain_words
     def show_given(file: str | None, shape: str, number: int) -> tuple[Any, ...]:
-        return _given(_chosen(studio, file, shape, number)), _table({}, {}), _curve(())
+        return _given(_chosen(studio, file, shape, number)), _table({}, {}), None
 
-    gr.on(
-        [file.upload, file.clear, shape.input, number.change], show_given, list(source), [view, table, curve], **_QUIET
-    )
+    # With no trigger named: when the page opens, and whenever an input changes.
+    gr.on(None, show_given, list(source), [view, table, curve], **_QUIET)
     return {"shape": shape, "number": number, "loss": loss, "steps": steps}
 
 
@@ -253,8 +258,8 @@ def _table(first: dict[str, float], last: dict[str, float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["Distance", "Encoder alone", "Under the loss"])
 
 
-def _curve(losses: tuple[float, ...]) -> pd.DataFrame:
-    return pd.DataFrame({"step": list(range(len(losses))), "loss": list(losses)})
+def _curve(losses: tuple[float, ...]) -> pd.DataFrame | None:
+    return None if not losses else pd.DataFrame({"step": list(range(len(losses))), "loss": list(losses)})
 
 
 def _told(update: Update, made: Reconstructed) -> str:

@@ -40,8 +40,8 @@ LOSSES = {
 }
 MOST_STEPS, MOST_CLOUDS = 300, 12
 _MODEL = "point-clouds"
-_LEARNING_RATE = 0.01
-_PAUSE = 0.3
+_LEARNING_RATE = 0.005
+_PAUSE = 0.5
 """Seconds between two pictures of a descent."""
 
 

@@ -13,18 +13,17 @@ __all__ = ["figure"]
 
 _GIVEN = [[0.0, "#1f4e79"], [0.5, "#3f8fc4"], [1.0, "#9fd3f0"]]
 _MADE = [[0.0, "#8a3d12"], [0.5, "#e07a3f"], [1.0, "#ffd08a"]]
-_DISTANCE = 2.2
+_ACROSS, _DOWN = 2.1, 2.4
 _GREY = "#7d8894"  # readable on light and dark
 
 
-def figure(clouds: Sequence[Tensor], names: Sequence[str], *, given: int = 0, columns: int = 3) -> Any:
+def figure(clouds: Sequence[Tensor], names: Sequence[str], *, given: int = 0) -> Any:
     """Clouds beside one another in one scene.
 
     Args:
         clouds: (N, 3) each, about unit radius; y is up.
         names: of each, shown below it.
         given: how many of the first are those that were given, in blue; the others are orange.
-        columns: in a row.
 
     Returns:
         A plotly figure, whose view stays where it was turned to when the next one comes.
@@ -33,42 +32,43 @@ def figure(clouds: Sequence[Tensor], names: Sequence[str], *, given: int = 0, co
 
     made = go.Figure()
     count = len(clouds)
-    columns = min(columns, count)
+    columns = count if count < 4 else 3 if count < 7 else 4
     rows = -(-count // columns)
     for index, (cloud, name) in enumerate(zip(clouds, names, strict=True)):
         row, column = divmod(index, columns)
-        across, down = _DISTANCE * (column - (columns - 1) / 2), _DISTANCE * ((rows - 1) / 2 - row)
+        across, down = _ACROSS * (column - (columns - 1) / 2), _DOWN * ((rows - 1) / 2 - row)
         x, y, z = cloud.detach().float().cpu().unbind(1)
         made.add_scatter3d(
             x=(x + across).numpy(), y=(-z).numpy(), z=(y + down).numpy(), mode="markers", name=name,
             hovertemplate=f"{name}<extra></extra>",
             marker={
-                "size": 3.2 if rows == 1 else 2.2,
+                "size": 3.4 - 0.4 * columns,
                 "color": (y + 0.25 * z).numpy(),
                 "colorscale": _GIVEN if index < given else _MADE,
                 "opacity": 1.0,
             },
         )  # fmt: skip
         made.add_scatter3d(
-            x=[across], y=[0.0], z=[down - 1.12], mode="text", text=[name], hoverinfo="skip",
+            x=[across], y=[0.0], z=[down - 1.22], mode="text", text=[name], hoverinfo="skip",
             textfont={"size": 13, "color": _GREY},
         )  # fmt: skip
-    hidden = {"visible": False}
-    back = max(1.0, 0.52 * columns, 0.75 * rows)
+    width, height = _ACROSS * columns / 2, _DOWN * rows / 2
+    # What is seen at a distance d is 0.83 d high, and the style sheet makes it 1.6 times as wide.
+    away = 0.25 + 1.05 * max(2 * height, 2 * width / 1.6) / 2 / 0.83
     made.update_layout(
         template="none",
         margin={"l": 0, "r": 0, "t": 0, "b": 0},
-        height=min(640, 240 + 160 * rows),
         showlegend=False,
         paper_bgcolor="rgba(0,0,0,0)",
         scene={
-            "xaxis": hidden,
-            "yaxis": hidden,
-            "zaxis": hidden,
-            "aspectmode": "data",
+            "xaxis": {"visible": False, "range": [-width, width]},
+            "yaxis": {"visible": False, "range": [-1, 1]},
+            "zaxis": {"visible": False, "range": [-height - 0.1, height - 0.1]},
+            "aspectmode": "manual",
+            "aspectratio": {"x": width, "y": 1, "z": height},
             "bgcolor": "rgba(0,0,0,0)",
-            "camera": {"eye": {"x": 0.45 * back, "y": -1.5 * back, "z": 0.5 * back}},
-            "uirevision": "kept",
+            "camera": {"eye": {"x": 0.3 * away, "y": -0.91 * away, "z": 0.28 * away}},
+            "uirevision": f"{columns} {rows}",
         },
         uirevision="kept",
     )
