@@ -26,6 +26,7 @@ READABLE = (*_MESHES, *_ARRAYS, *_TEXTS)
 """Endings that :func:`load_point_cloud` takes."""
 _CLOUD_KEYS = ("points", "vertices", "data", "pos", "cloud", "arr_0")
 _MAX_POINTS = 1_000_000
+_MAX_FACES = 10_000_000  # of all nodes of a scene: a small file may show one mesh a million times
 
 
 def load_point_cloud(source: Any, *, num_points: int | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -128,6 +129,9 @@ def _read_mesh(trimesh: ModuleType, path: Path) -> Any:
     if not parts:
         raise ValueError("it holds no points")
     if any(len(getattr(part, "faces", ())) for part in parts):
+        shown = [scene.geometry[scene.graph[node][1]] for node in scene.graph.nodes_geometry]
+        if (faces := sum(len(getattr(part, "faces", ())) for part in shown)) > _MAX_FACES:
+            raise ValueError(f"its nodes show {faces:,} faces; {_MAX_FACES:,} are taken")
         return scene.to_mesh()
     clouds = [part.vertices for part in parts if len(getattr(part, "vertices", ()))]
     return np.concatenate(clouds)

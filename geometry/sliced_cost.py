@@ -8,6 +8,7 @@ derivatives are computed anew by plain operations, with memory O(B L N).
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from .one_dimensional import _cumulative, merged_quantiles, wasserstein_1d, weighted_quantiles
 from .sorting import sort_rows, sort_rows_with_order
+from .threads import in_threads, num_parts
 
 __all__ = ["SlicedCost", "chunks", "slice_costs"]
 
@@ -42,44 +44,11 @@ class SlicedCost(torch.autograd.Function):
         backend: str,
         chunk_size: int | None,
     ) -> Tensor:
-        wants_x, wants_y, wants_theta = ctx.needs_input_grad[:3]
-        count = theta.shape[1]
-        cost = x.new_zeros(len(x))
-        grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format) if wants_x else None
-        grad_y = torch.zeros_like(y, memory_format=torch.contiguous_format) if wants_y else None
-        grad_theta = x.new_zeros(theta.shape) if wants_theta else None
-        longest = max(x.shape[1], (v_sorted if y is None else y.mT).shape[-1])
-        for clouds, slices in chunks(len(x), count, longest, x.device, chunk_size):
-            directions = theta[clouds, slices]
-            points, others = x[clouds], None if y is None else y[clouds]
-            u, u_order = _sorted(
-                directions @ points.mT, backend, ordered=wants_x or wants_theta or x_weights is not None
-            )
-            if y is None:
-                v, v_order = v_sorted[clouds if len(v_sorted) > 1 else slice(None), slices], None
-            else:
-                v, v_order = _sorted(
-                    directions @ others.mT, backend, ordered=wants_y or wants_theta or y_weights is not None
-                )
-            weights = [None if w is None else w[clouds, None] for w in (x_weights, y_weights)]
-            value, slope_u, slope_v = _compare(u, v, u_order, v_order, *weights, p, any(ctx.needs_input_grad[:3]))
-            cost[clouds] += value.sum(-1)
-            if wants_x or wants_theta:
-                slope = torch.empty_like(u).scatter_(-1, u_order, slope_u)  # back in the points' order
-                if wants_x:
-                    grad_x[clouds] += slope.mT @ directions
-                if wants_theta:
-                    grad_theta[clouds, slices] = slope @ points
-            if wants_y or wants_theta:
-                slope = torch.empty_like(v).scatter_(-1, v_order, slope_v)
-                if wants_y:
-                    grad_y[clouds] -= slope.mT @ directions
-                if wants_theta:
-                    grad_theta[clouds, slices] -= slope @ others
-        grads = [None if grad is None else grad.div_(count) for grad in (grad_x, grad_y, grad_theta)]
-        ctx.save_for_backward(*grads, x, y, theta, x_weights, y_weights, v_sorted)
+        inputs = (x, y, theta, x_weights, y_weights, v_sorted)
+        cost, *grads = _cost_in_parts(*inputs, p, backend, chunk_size, ctx.needs_input_grad[:3])
+        ctx.save_for_backward(*grads, *inputs)
         ctx.p = p
-        return cost.div_(count)
+        return cost
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -87,6 +56,83 @@ class SlicedCost(torch.autograd.Function):
             return (*_differentiable_gradients(ctx, upstream), *[None] * 6)
         factor = upstream[:, None, None]
         return (*(None if grad is None else factor * grad for grad in ctx.saved_tensors[:3]), *[None] * 6)
+
+
+def _cost_in_parts(
+    x: Tensor,
+    y: Tensor | None,
+    theta: Tensor,
+    x_weights: Tensor | None,
+    y_weights: Tensor | None,
+    v_sorted: Tensor | None,
+    p: float,
+    backend: str,
+    chunk_size: int | None,
+    wants: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """The cost (B,) and its gradients; on a CPU in a thread for each part of the clouds, or of the slices of few."""
+    batch, count = theta.shape[:2]
+    parts = num_parts(max(batch, count), batch * count * x.shape[1]) if x.device.type == "cpu" else 1
+    of_slices = parts > batch
+    pieces = []
+    for i in range(parts):
+        part = slice((count if of_slices else batch) * i // parts, (count if of_slices else batch) * (i + 1) // parts)
+        clouds, slices = (slice(None), part) if of_slices else (part, slice(None))
+        of_target = clouds if v_sorted is not None and len(v_sorted) > 1 else slice(None)
+        own = [None if t is None else t[clouds] for t in (x, y, theta[:, slices], x_weights, y_weights)]
+        pieces.append((*own, None if v_sorted is None else v_sorted[of_target, slices]))
+    task = partial(_cost_and_gradients, p=p, backend=backend, chunk_size=chunk_size, wants=wants)
+    found = list(zip(*in_threads(task, pieces), strict=True))
+    join = [lambda some: torch.stack(some).sum(0)] * 3 + [partial(torch.cat, dim=1)] if of_slices else [torch.cat] * 4
+    values = (None if some[0] is None else put(some) for put, some in zip(join, found, strict=True))
+    return tuple(None if value is None else value.div_(count) for value in values)
+
+
+def _cost_and_gradients(
+    x: Tensor,
+    y: Tensor | None,
+    theta: Tensor,
+    x_weights: Tensor | None,
+    y_weights: Tensor | None,
+    v_sorted: Tensor | None,
+    *,
+    p: float,
+    backend: str,
+    chunk_size: int | None,
+    wants: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Sums over slices: cost (B,) and gradients in x, y and directions where wanted, chunk by chunk."""
+    wants_x, wants_y, wants_theta = wants
+    cost = x.new_zeros(len(x))
+    grad_x = torch.zeros_like(x, memory_format=torch.contiguous_format) if wants_x else None
+    grad_y = torch.zeros_like(y, memory_format=torch.contiguous_format) if wants_y else None
+    grad_theta = x.new_zeros(theta.shape) if wants_theta else None
+    longest = max(x.shape[1], (v_sorted if y is None else y.mT).shape[-1])
+    for clouds, slices in chunks(*theta.shape[:2], longest, x.device, chunk_size):
+        directions = theta[clouds, slices]
+        points, others = x[clouds], None if y is None else y[clouds]
+        u, u_order = _sorted(directions @ points.mT, backend, ordered=wants_x or wants_theta or x_weights is not None)
+        if y is None:
+            v, v_order = v_sorted[clouds if len(v_sorted) > 1 else slice(None), slices], None
+        else:
+            ordered = wants_y or wants_theta or y_weights is not None
+            v, v_order = _sorted(directions @ others.mT, backend, ordered=ordered)
+        weights = [None if w is None else w[clouds, None] for w in (x_weights, y_weights)]
+        value, slope_u, slope_v = _compare(u, v, u_order, v_order, *weights, p, any(wants))
+        cost[clouds] += value.sum(-1)
+        if wants_x or wants_theta:
+            slope = torch.empty_like(u).scatter_(-1, u_order, slope_u)  # back in the points' order
+            if wants_x:
+                grad_x[clouds] += slope.mT @ directions
+            if wants_theta:
+                grad_theta[clouds, slices] = slope @ points
+        if wants_y or wants_theta:
+            slope = torch.empty_like(v).scatter_(-1, v_order, slope_v)
+            if wants_y:
+                grad_y[clouds] -= slope.mT @ directions
+            if wants_theta:
+                grad_theta[clouds, slices] -= slope @ others
+    return cost, grad_x, grad_y, grad_theta
 
 
 def _differentiable_gradients(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
@@ -125,7 +171,7 @@ def chunks(
 ) -> Iterator[tuple[slice, slice]]:
     """Ranges of clouds and of slices whose projections fit the cache (CPU) or some 64 MB (elsewhere)."""
     budget = _CPU_ELEMENTS if device.type == "cpu" else _OTHER_ELEMENTS
-    at_once = chunk_size or max(torch.get_num_threads() if device.type == "cpu" else 1, budget // points)
+    at_once = chunk_size or max(1, budget // points)
     at_once = min(at_once, slices)
     group = min(clouds, max(1, budget // (points * at_once)))
     for first in range(0, clouds, group):

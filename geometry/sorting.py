@@ -8,29 +8,17 @@ gives the exact value.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import torch
 from torch import Tensor
+
+from .threads import in_threads, num_parts
 
 __all__ = ["sort_rows", "sort_rows_with_order"]
 
 _INDEX_BITS = 28  # one less than are free: rounding back to float32 must not reach the next value
 _INDEX_MASK = (1 << 29) - 1
 _BLOCK = 1 << 16  # keys that are packed, sorted and unpacked at once, so that they stay in the cache
-_SMALL = 1 << 14  # elements below which a thread costs more than it saves
-_pool: ThreadPoolExecutor | None = None
-
-
-def _forget_pool() -> None:
-    global _pool
-    _pool = None
-
-
-os.register_at_fork(after_in_child=_forget_pool) if hasattr(os, "register_at_fork") else None
 
 
 def sort_rows(rows: Tensor, backend: str) -> Tensor:
@@ -43,7 +31,7 @@ def sort_rows(rows: Tensor, backend: str) -> Tensor:
     if backend == "torch":
         return rows.sort(dim=-1).values
     array = rows.numpy().reshape(-1, rows.shape[-1])
-    _in_threads(lambda start, stop: array[start:stop].sort(axis=-1), array.shape)
+    in_threads(lambda start, stop: array[start:stop].sort(axis=-1), _ranges(array.shape))
     return rows
 
 
@@ -77,22 +65,13 @@ def sort_rows_with_order(rows: Tensor, backend: str) -> tuple[Tensor, Tensor]:
             np.bitwise_and(bits, _INDEX_MASK, out=order[rows_here])
             array[rows_here] = keys
 
-    _in_threads(sort, array.shape)
+    in_threads(sort, _ranges(array.shape))
     permutation = torch.from_numpy(order).reshape(rows.shape)
     return (rows if packed else rows.gather(-1, permutation)), permutation
 
 
-def _in_threads(task: Callable[[int, int], object], shape: tuple[int, ...]) -> None:
-    """Runs ``task(start, stop)`` over all rows, in as many threads as torch has; numpy's sort lets them run."""
-    global _pool
-    threads = min(torch.get_num_threads(), shape[0], max(1, shape[0] * shape[1] // _SMALL))
-    if threads == 1:
-        task(0, shape[0])
-        return
-    if _pool is None:
-        _pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="trimtab-sort")
-    bounds = [shape[0] * i // threads for i in range(threads + 1)]
-    others = [_pool.submit(task, *part) for part in zip(bounds[1:-1], bounds[2:], strict=True)]
-    task(bounds[0], bounds[1])
-    for other in others:
-        other.result()
+def _ranges(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """First row and end of each part."""
+    parts = num_parts(shape[0], shape[0] * shape[1])
+    bounds = [shape[0] * i // parts for i in range(parts + 1)]
+    return list(zip(bounds[:-1], bounds[1:], strict=True))
