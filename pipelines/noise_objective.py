@@ -12,6 +12,8 @@ from torch import Tensor
 
 from trimtab.rewards import RewardModel
 
+from .noise_weights import worst_case_weights
+
 __all__ = ["Evaluation", "NoiseObjective", "Sampler"]
 
 
@@ -79,13 +81,14 @@ class NoiseObjective:
         self.batch_size = batch_size
         self.monitor = monitor
         self.constraints = constraints
+        self.weights = worst_case_weights(reward, len(self.prompts))
 
     def __call__(self, latents: Tensor, index: Sequence[int], *, with_gradient: bool) -> Evaluation:
         """Evaluates noise.
 
         Args:
             latents: (R, *latent_shape) float32.
-            index: each row's prompt.
+            index: each row's prompt; under worst-case weights each sample has one of its own.
             with_gradient: whether gradients are wanted.
 
         Raises:
@@ -117,8 +120,12 @@ class NoiseObjective:
             rows = broken.view(-1, *[1] * (clean.ndim - 1))
             images = self.sampler.decode(clean.masked_fill(rows, 0.0))
             texts = [self.prompts[i] for i in index]
-            values, terms = self.reward(images.to(_device(self.reward, images)), texts, return_terms=True)
-            gradients = self._differentiated(values, noise) if with_gradient else None
+            terms = self.reward.checked_terms(images.to(_device(self.reward, images)), texts)
+            if self.weights is None:
+                values = climbed = self.reward.combine(terms)
+            else:
+                climbed, values = self.weights(terms, index, with_gradient)
+            gradients = self._differentiated(climbed, noise) if with_gradient else None
         images = images.detach()
         monitor = None
         if self.monitor is not None:
@@ -127,7 +134,7 @@ class NoiseObjective:
         rewards = values.detach().cpu().masked_fill(broken.cpu(), float("nan"))
         return Evaluation(
             rewards=rewards.masked_fill(~torch.isfinite(rewards), float("nan")),
-            terms={name: term.cpu() for name, term in terms.items()},
+            terms={name: term.detach().cpu() for name, term in terms.items()},
             monitor=monitor,
             images=images,
             gradients=gradients,

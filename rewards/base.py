@@ -75,12 +75,16 @@ class RewardModel(nn.Module):
                 another shape than (B,).
             TypeError: for pictures that are no floating tensor or prompts that are no strings.
         """
-        texts = checked_prompts(images, prompts)
-        terms = {name: self._checked(name, value, len(images)) for name, value in self.terms(images, texts).items()}
+        terms = self.checked_terms(images, prompts)
         value = self.combine(terms)
         if return_terms:
             return value, {name: term.detach() for name, term in terms.items()}
         return value
+
+    def checked_terms(self, images: Tensor, prompts: str | Sequence[str]) -> dict[str, Tensor]:
+        """The parts by name, each (B,) float32 with its gradient; arguments and errors are those of a call."""
+        texts = checked_prompts(images, prompts)
+        return {name: self._checked(name, value, len(images)) for name, value in self.terms(images, texts).items()}
 
     def freeze(self, gradient_checkpointing: bool = True) -> None:
         """Ends every parameter's need for a gradient, for good, and has the layers' activations computed twice.

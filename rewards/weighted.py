@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,15 +25,20 @@ class WeightedReward(RewardModel):
 
     A reward of weight 0 is reported and has no part in the value or its gradient.
 
+    With `weighting="worst-case"` the value is min_i w_i r_i, and noise optimization raises the smallest gain
+    w_i (r_i - r_i at the start): an adversary moves each sample's weights to the rewards that gain least, so that none
+    is sacrificed for another (`trimtab.pipelines.noise_weights`). The w_i are then scales at which gains are compared.
+
     Args:
         rewards: weights by the names that `load_reward` takes, or pairs of a reward (or its name) and a weight.
             Weights are finite and at least one is > 0; a negative one makes a penalty.
+        weighting: "sum", or "worst-case" for two or more rewards whose weight is not 0.
         name: in reports.
         device: where rewards given by name are loaded to.
         dtype: of the weights of rewards given by name.
 
     Raises:
-        ValueError: if no weight is > 0, one is not finite, or two rewards have one name.
+        ValueError: if no weight is > 0, one is not finite, two rewards have one name, or `weighting` is another.
         TypeError: if something is neither a reward nor a name.
 
     Example:
@@ -49,6 +54,7 @@ class WeightedReward(RewardModel):
         self,
         rewards: Mapping[str, float] | Sequence[tuple[RewardModel | str, float]],
         *,
+        weighting: Literal["sum", "worst-case"] = "sum",
         name: str = "weighted",
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
@@ -58,6 +64,10 @@ class WeightedReward(RewardModel):
         weights = [_checked_weight(weight) for _, weight in pairs]
         if not any(weight > 0 for weight in weights):
             raise ValueError(f"`rewards` has the weights {weights}; takes at least one > 0")
+        if weighting not in ("sum", "worst-case"):
+            raise ValueError(f"`weighting` is {weighting!r}; takes 'sum' or 'worst-case'")
+        if weighting == "worst-case" and sum(map(bool, weights)) < 2:
+            raise ValueError(f"`rewards` has the weights {weights}; 'worst-case' takes at least two that are not 0")
         if strange := [reward for reward, _ in pairs if not isinstance(reward, (RewardModel, str))]:
             raise TypeError(f"`rewards` has a {type(strange[0]).__name__}; takes rewards and names of rewards")
         from .load import load_reward
@@ -66,7 +76,7 @@ class WeightedReward(RewardModel):
         names = [reward.name for reward in loaded]
         if len(set(names)) < len(names):
             raise ValueError(f"`rewards` has the names {names}; takes names that differ, for reports")
-        self.name = name
+        self.name, self.weighting = name, weighting
         self.weights = dict(zip(names, weights, strict=True))
         self.rewards = nn.ModuleList(loaded)
         self.differentiable = all(r.differentiable for r in loaded if self.weights[r.name])
@@ -80,8 +90,9 @@ class WeightedReward(RewardModel):
         return found
 
     def combine(self, terms: dict[str, Tensor]) -> Tensor:
-        """The weighted sum (B,)."""
-        return torch.stack([self.weights[name] * value for name, value in terms.items() if self.weights[name]]).sum(0)
+        """The weighted sum (B,), or the smallest of its terms."""
+        scaled = torch.stack([self.weights[name] * value for name, value in terms.items() if self.weights[name]])
+        return scaled.sum(0) if self.weighting == "sum" else scaled.amin(0)
 
 
 def _checked_weight(weight: Any) -> float:
