@@ -78,7 +78,8 @@ def load_point_cloud(source: Any, *, num_points: int | None = None, generator: t
             if len(points) > _MAX_POINTS:
                 warnings.warn(f"{name} has {len(points):,} points; {limit:,} of them are used", stacklevel=2)
             points = points[np.sort(rng.choice(len(points), limit, replace=False))]
-        cloud = torch.from_numpy(np.ascontiguousarray(points, np.float32))
+        with np.errstate(over="ignore"):  # what is too large is infinite then, and told to be
+            cloud = torch.from_numpy(np.ascontiguousarray(points, np.float32))
         check_cloud(cloud, "points")
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
