@@ -7,7 +7,8 @@ derivatives are computed anew by plain operations, with memory O(B L N).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from .threads import in_threads, num_parts
 
 __all__ = ["SlicedCost", "chunks", "slice_costs"]
 
-_CPU_ELEMENTS = 1 << 19  # 2 MB of float32: a chunk stays in the cache
+_CPU_ELEMENTS = 1 << 19  # 2 MB of float32 a thread: a chunk stays in the cache
 _OTHER_ELEMENTS = 1 << 24
 
 
@@ -108,26 +109,28 @@ def _cost_and_gradients(
     grad_y = torch.zeros_like(y, memory_format=torch.contiguous_format) if wants_y else None
     grad_theta = x.new_zeros(theta.shape) if wants_theta else None
     longest = max(x.shape[1], (v_sorted if y is None else y.mT).shape[-1])
+    memory = _Memory(x)
     for clouds, slices in chunks(*theta.shape[:2], longest, x.device, chunk_size):
         directions = theta[clouds, slices]
         points, others = x[clouds], None if y is None else y[clouds]
-        u, u_order = _sorted(directions @ points.mT, backend, ordered=wants_x or wants_theta or x_weights is not None)
+        ordered = wants_x or wants_theta or x_weights is not None
+        u, u_order = _sorted_projections(points, directions, backend, memory, "u", ordered=ordered)
         if y is None:
             v, v_order = v_sorted[clouds if len(v_sorted) > 1 else slice(None), slices], None
         else:
             ordered = wants_y or wants_theta or y_weights is not None
-            v, v_order = _sorted(directions @ others.mT, backend, ordered=ordered)
+            v, v_order = _sorted_projections(others, directions, backend, memory, "v", ordered=ordered)
         weights = [None if w is None else w[clouds, None] for w in (x_weights, y_weights)]
         value, slope_u, slope_v = _compare(u, v, u_order, v_order, *weights, p, any(wants))
         cost[clouds] += value.sum(-1)
         if wants_x or wants_theta:
-            slope = torch.empty_like(u).scatter_(-1, u_order, slope_u)  # back in the points' order
+            slope = memory.take("slope", u.shape).scatter_(-1, u_order, slope_u)  # back in the points' order
             if wants_x:
                 grad_x[clouds] += slope.mT @ directions
             if wants_theta:
                 grad_theta[clouds, slices] = slope @ points
         if wants_y or wants_theta:
-            slope = torch.empty_like(v).scatter_(-1, v_order, slope_v)
+            slope = memory.take("slope", v.shape).scatter_(-1, v_order, slope_v)
             if wants_y:
                 grad_y[clouds] -= slope.mT @ directions
             if wants_theta:
@@ -157,10 +160,11 @@ def slice_costs(
     chunk_size: int | None = None,
 ) -> Tensor:
     """``W_p^p`` along each direction, (B, L), without gradients; arguments as :class:`SlicedCost`'s."""
-    cost = x.new_empty(theta.shape[:2])
+    cost, memory = x.new_empty(theta.shape[:2]), _Memory(x)
     for clouds, slices in chunks(*theta.shape[:2], max(x.shape[1], y.shape[1]), x.device, chunk_size):
-        u, u_order = _sorted(theta[clouds, slices] @ x[clouds].mT, backend, ordered=x_weights is not None)
-        v, v_order = _sorted(theta[clouds, slices] @ y[clouds].mT, backend, ordered=y_weights is not None)
+        own = (theta[clouds, slices], backend, memory)
+        u, u_order = _sorted_projections(x[clouds], *own, "u", ordered=x_weights is not None)
+        v, v_order = _sorted_projections(y[clouds], *own, "v", ordered=y_weights is not None)
         weights = [None if w is None else w[clouds, None] for w in (x_weights, y_weights)]
         cost[clouds, slices] = _compare(u, v, u_order, v_order, *weights, p, False)[0]
     return cost
@@ -179,9 +183,31 @@ def chunks(
             yield slice(first, min(first + group, clouds)), slice(start, min(start + at_once, slices))
 
 
-def _sorted(rows: Tensor, backend: str, *, ordered: bool) -> tuple[Tensor, Tensor | None]:
-    rows = rows.contiguous()
-    return sort_rows_with_order(rows, backend) if ordered else (sort_rows(rows, backend), None)
+class _Memory:
+    """Memory that chunk after chunk uses again: to get megabytes anew costs as much as to sort them."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.held: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+        """A contiguous tensor with anything in it, on the device of ``like``; valid until ``name`` is taken again."""
+        count = math.prod(shape)
+        if name not in self.held or self.held[name].numel() < count:
+            self.held[name] = torch.empty(count, dtype=dtype or self.like.dtype, device=self.like.device)
+        return self.held[name][:count].view(shape)
+
+
+def _sorted_projections(
+    points: Tensor, directions: Tensor, backend: str, memory: _Memory, name: str, *, ordered: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Projections (B, L, N) of points (B, N, d), ascending, and the permutation where it is needed."""
+    shape = (*directions.shape[:2], points.shape[1])
+    rows = torch.matmul(directions, points.mT, out=memory.take(name, shape))
+    if not ordered:
+        return sort_rows(rows, backend), None
+    order = memory.take(f"{name}'s order", shape, torch.int64) if backend == "numpy" else None
+    return sort_rows_with_order(rows, backend, order)
 
 
 def _compare(

@@ -35,17 +35,19 @@ def sort_rows(rows: Tensor, backend: str) -> Tensor:
     return rows
 
 
-def sort_rows_with_order(rows: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+def sort_rows_with_order(rows: Tensor, backend: str, order: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Ascending along the last axis, with the int64 permutation that does it; ``rows`` may be overwritten.
 
     Args:
         rows: (..., N) float32 or float64, contiguous.
         backend: ``"numpy"`` (CPU) or ``"torch"``.
+        order: int64 of the rows' shape, contiguous, which "numpy" fills instead of new memory.
     """
     if backend == "torch":
         return rows.sort(dim=-1)
     array = rows.numpy().reshape(-1, rows.shape[-1])
-    order = np.empty(array.shape, np.int64)
+    permutation = torch.empty(rows.shape, dtype=torch.int64) if order is None else order
+    order = permutation.numpy().reshape(array.shape)
     packed = array.dtype == np.float32 and array.shape[-1] < 1 << _INDEX_BITS
 
     def sort(start: int, stop: int) -> None:
@@ -66,7 +68,6 @@ def sort_rows_with_order(rows: Tensor, backend: str) -> tuple[Tensor, Tensor]:
             array[rows_here] = keys
 
     in_threads(sort, _ranges(array.shape))
-    permutation = torch.from_numpy(order).reshape(rows.shape)
     return (rows if packed else rows.gather(-1, permutation)), permutation
 
 
