@@ -73,7 +73,7 @@ def _build_reconstruct(studio: Studio) -> dict[str, Any]:
                 elem_id="points-table",
             )  # fmt: skip
             curve = gr.LinePlot(
-                None, x="step", y="loss", height=240, x_title="step", y_title="loss", label="Loss",
+                None, x="step", y="loss", height=280, x_title="step", y_title="loss", label="Loss",
                 elem_id="points-curve",
             )  # fmt: skip
             download = gr.DownloadButton("Download the cloud (PLY)", interactive=False, elem_id="points-ply")

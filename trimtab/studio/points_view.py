@@ -49,7 +49,7 @@ def figure(clouds: Sequence[Tensor], names: Sequence[str], *, given: int = 0) ->
             },
         )  # fmt: skip
         made.add_scatter3d(
-            x=[across], y=[0.0], z=[down - 1.22], mode="text", text=[name], hoverinfo="skip",
+            x=[across], y=[-0.95], z=[down - 1.18], mode="text", text=[name], hoverinfo="skip",
             textfont={"size": 13, "color": _GREY},
         )  # fmt: skip
     width, height = _ACROSS * columns / 2, _DOWN * rows / 2
