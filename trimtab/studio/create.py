@@ -9,13 +9,29 @@ import gradio as gr
 
 from .create_job import Created, CreateJob, python_code, rule_names
 from .metadata import made_by, plain_settings
-from .tab import Studio, Tab
+from .tab import Studio, Tab, seed_input
 from .words import in_plain_words, status_html
 
 __all__ = ["ID", "TITLE", "build_tab", "python_code"]
 
 ID = "create"
 TITLE = "Create"
+
+_LABELS = {
+    "apg": "APG: keeps colours tame",
+    "autoguidance": "AutoGuidance: away from a weaker model",
+    "cfg": "CFG: plain guidance",
+    "cfg++": "CFG++: a share, 0 to 1",
+    "cfg-zero": "CFG-Zero*: scaled, silent at first",
+    "fdg": "FDG: by frequency",
+    "interval": "CFG at middle noise levels only",
+    "mambo-g": "MAMBO-G: by magnitude",
+    "pag": "PAG: away from perturbed attention",
+    "rescale": "CFG, rescaled",
+    "seg": "SEG: away from smoothed attention",
+    "slg": "SLG: away from skipped layers",
+    "tcfg": "TCFG: along the tangent",
+}
 
 EXAMPLES = [
     "a cat to the left of an owl on a sky background",
@@ -27,51 +43,46 @@ EXAMPLES = [
 
 def build_tab(studio: Studio) -> Tab:
     """Makes the components and the events."""
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=300):
+    with gr.Row(elem_classes="tab-grid", equal_height=False):
+        with gr.Column(elem_classes="part-ask"):
             prompt = gr.Textbox(
                 EXAMPLES[0], label="Prompt", info="What the picture shows", lines=2, max_lines=4, max_length=1000,
                 elem_id="create-prompt",
             )  # fmt: skip
-            gr.Examples([[text] for text in EXAMPLES], [prompt], label="Examples", elem_id="create-examples")
-            guidance = gr.Dropdown(
-                [(name.upper(), name) for name in rule_names()], value="apg", label="Guidance rule",
-                info="Plain guidance (CFG) is made beside it", elem_id="create-guidance",
-            )  # fmt: skip
-            guidance_scale = gr.Slider(
-                0,
-                30,
-                10,
-                step=0.1,
-                label="Guidance scale",
-                info="How strongly the prompt holds",
-                elem_id="create-scale",
-            )
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="The noise", elem_id="create-seed")
-            steps = gr.Slider(1, 100, 20, step=1, label="Steps", elem_id="create-steps")
-            with gr.Accordion("More settings", open=False):
-                negative_prompt = gr.Textbox("", label="Negative prompt", max_length=1000)
-            with gr.Row():
-                start = gr.Button("Make the picture", variant="primary", elem_id="create-run")
-                stop = gr.Button("Stop", elem_id="create-stop")
-        with gr.Column(scale=3, min_width=300):
-            status = studio.status(ID, "Ready. The model is loaded when it is first used.")
+            gr.Examples([[text] for text in EXAMPLES], [prompt], label="Or one of these", elem_id="create-examples")
+            with gr.Row(elem_classes="buttons"):
+                start = gr.Button("Make the picture", variant="primary", min_width=100, elem_id="create-run")
+                stop = gr.Button("Stop", min_width=60, elem_id="create-stop")
+        with gr.Column(elem_classes="part-result"):
+            status = studio.status(ID, "Ready. The model is loaded when you first use it, which takes some seconds.")
             slider = gr.ImageSlider(
-                label="Plain guidance on the left, the chosen rule on the right", type="pil", format="png",
+                label="Left: plain guidance. Right: the chosen rule", type="pil", format="png",
                 interactive=False, max_height=460, buttons=["fullscreen"], elem_id="create-slider",
             )  # fmt: skip
-            facts = gr.Markdown(elem_id="create-facts")
+            facts = gr.Markdown(elem_id="create-facts", elem_classes="facts")
             picture = gr.Image(visible=False, type="pil", format="png")
-            send_row = gr.Row()
-            download = gr.DownloadButton("Download the picture", interactive=False, elem_id="create-png")
-            with gr.Accordion("Compare scales", open=False):
-                compare = gr.Button("Make a grid over scales", elem_id="create-grid-run")
+            with gr.Row(elem_classes="tools") as send_row:
+                download = gr.DownloadButton("Download", size="sm", interactive=False, elem_id="create-png")
+            with gr.Accordion("Compare scales", open=False, elem_id="create-compare"):
+                compare = gr.Button("Make a picture at each of some scales", elem_id="create-grid-run")
                 grid = gr.Gallery(
-                    label="Grid over scales", columns=5, object_fit="contain", type="pil", format="png",
-                    interactive=False, elem_id="create-grid",
+                    label="First row: plain guidance. Then: the chosen rule", columns=5, object_fit="contain",
+                    type="pil", format="png", interactive=False, elem_id="create-grid",
                 )  # fmt: skip
-            with gr.Accordion("Copy as Python", open=False):
+            with gr.Accordion("Copy as Python", open=False, elem_id="create-python"):
                 code = gr.Code(language="python", label="The code that makes this picture", interactive=False)
+        with gr.Column(elem_classes="part-settings"):
+            guidance = gr.Dropdown(
+                [(_LABELS.get(name, name.upper()), name) for name in rule_names()], value="apg", label="Guidance rule",
+                info="How the prompt steers; plain guidance is made beside it", elem_id="create-guidance",
+            )  # fmt: skip
+            guidance_scale = gr.Slider(
+                0, 30, 10, step=0.1, label="Guidance scale", info="How strongly; too much burns a picture",
+                elem_id="create-scale",
+            )  # fmt: skip
+            seed = seed_input("create-seed")
+            steps = gr.Slider(1, 100, 20, step=1, label="Steps", info="More are slower", elem_id="create-steps")
+            negative_prompt = gr.Textbox("", label="Negative prompt", info="What to keep away from", max_length=1000)
 
     @in_plain_words
     def create(
@@ -133,7 +144,8 @@ def build_tab(studio: Studio) -> Tab:
     studio.stop_button(ID, stop)
     guidance.input(_usual_scale, [guidance], [guidance_scale], api_visibility="private", show_progress="hidden")
     names = ("prompt", "negative_prompt", "guidance", "guidance_scale", "seed", "steps")
-    return Tab(settings=dict(zip(names, inputs, strict=True)), gives=picture, send_row=send_row)
+    settings = dict(zip(names, inputs, strict=True))
+    return Tab(settings=settings, gives=picture, send_row=send_row, job=CreateJob)
 
 
 @in_plain_words
@@ -151,4 +163,5 @@ def _both(made: Created) -> Any:
 
 
 def _facts(made: Created) -> str:
-    return " · ".join(f"**{label}**: saturation {figure:.3f}" for label, _, figure in made.pictures)
+    sides = zip(("Left", "Right"), made.pictures[:1] + made.pictures[1:][-1:], strict=False)
+    return " · ".join(f"{side}: **{label}**, saturation {figure:.3f}" for side, (label, _, figure) in sides)

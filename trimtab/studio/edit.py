@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from .edit_inputs import build_painter, examples
 from .edit_job import METHODS, Edited, EditJob, python_code
 from .metadata import made_by, plain_settings
 from .pictures import Picture, scaled_within
@@ -20,46 +21,83 @@ __all__ = ["ID", "TITLE", "build_tab", "python_code"]
 ID = "edit"
 TITLE = "Edit"
 
-SOURCE, TARGET = "a red circle on a sky background", "a green circle on a sky background"
+_LABELS = {
+    "flowopt": "FlowOpt: closer with each iterate",
+    "flowedit": "FlowEdit: without an inversion",
+    "sdedit": "SDEdit: noise, and back",
+    "ode-inversion": "Inversion, and back",
+    "uni-inv": "Uni-Inv",
+    "rf-inversion": "RF-Inversion: steered both ways",
+    "rf-solver": "RF-Solver: midpoint rule",
+    "fireflow": "FireFlow: midpoint at one call a step",
+}
 
 
 def build_tab(studio: Studio) -> Tab:
     """Makes the components and the events."""
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=300):
+    shown = examples()
+    with gr.Row(elem_classes="tab-grid", equal_height=False):
+        with gr.Column(elem_classes="part-ask"):
             image = Picture(
-                label="Picture", format="png", height=240, sources=["upload", "clipboard"], elem_id="edit-image"
+                label="Picture", format="png", height=240, sources=["upload", "clipboard"], elem_id="edit-image",
+            )  # fmt: skip
+            pick = gr.Gallery(
+                [(one.image, one.label) for one in shown], label="Or one of these", show_label=False, columns=4,
+                height=112, object_fit="cover", allow_preview=False, interactive=False, type="pil", format="png",
+                buttons=[], elem_id="edit-examples",
+            )  # fmt: skip
+            source_prompt = gr.Textbox(
+                "",
+                label="What it shows",
+                placeholder="a cat on a pink background",
+                max_length=1000,
+                elem_id="edit-source",
             )
-            example = gr.Button("Use the example", size="sm", elem_id="edit-example")
-            source_prompt = gr.Textbox("", label="What it shows", max_length=1000, elem_id="edit-source")
-            prompt = gr.Textbox("", label="What it is to show", max_length=1000, elem_id="edit-prompt")
-            strength = gr.Slider(0.05, 1, 0.8, step=0.05, label="Strength", info="How much may change at all")
-            with gr.Accordion("More settings", open=False):
-                mask = Picture(label="Mask, white where it may change", format="png", height=160, elem_id="edit-mask")
-                method = gr.Dropdown([(name, name) for name in METHODS], value="flowopt", label="Method")
-                guidance_scale = gr.Slider(0, 30, 3.5, step=0.1, label="Guidance scale")
-                steps = gr.Slider(1, 100, 15, step=1, label="Steps")
-                iterations = gr.Slider(0, 50, 8, step=1, label="Iterations", info="More come closer to the picture")
-            with gr.Row():
-                start = gr.Button("Edit", variant="primary", elem_id="edit-run")
-                stop = gr.Button("Stop, keep this one", elem_id="edit-stop")
-        with gr.Column(scale=3, min_width=300):
-            status = studio.status(ID, "Ready.")
+            prompt = gr.Textbox(
+                "",
+                label="What it is to show",
+                placeholder="a panda on a pink background",
+                max_length=1000,
+                elem_id="edit-prompt",
+            )
+            with gr.Row(elem_classes="buttons"):
+                start = gr.Button("Edit", variant="primary", min_width=100, elem_id="edit-run")
+                stop = gr.Button("Stop", min_width=60, elem_id="edit-stop")
+        with gr.Column(elem_classes="part-result"):
+            status = studio.status(ID, "Ready. Each iterate is shown as it comes; stop when you like it.")
             slider = gr.ImageSlider(
-                label="Before and after", type="pil", format="png", interactive=False, max_height=420,
+                label="Left: before. Right: after", type="pil", format="png", interactive=False, max_height=420,
                 buttons=["fullscreen"], elem_id="edit-slider",
             )  # fmt: skip
             strip = gr.Gallery(
                 label="Iterates, from the freest to the closest", columns=6, height=190, object_fit="contain",
-                type="pil", format="png", interactive=False, elem_id="edit-strip",
+                type="pil", format="png", interactive=False, buttons=["fullscreen"], elem_id="edit-strip",
             )  # fmt: skip
-            chosen = gr.Slider(0, 1, 0, step=1, label="Iterate", interactive=True, visible=False, elem_id="edit-chosen")
+            chosen = gr.Slider(
+                0, 1, 0, step=1, label="Iterate", info="The one to keep: to show above, download, send and copy",
+                interactive=True, visible=False, elem_id="edit-chosen",
+            )  # fmt: skip
             picture = gr.Image(visible=False, type="pil", format="png")
-            iterates = gr.State(Edited())
-            send_row = gr.Row()
-            download = gr.DownloadButton("Download the picture", interactive=False, elem_id="edit-png")
-            with gr.Accordion("Copy as Python", open=False):
-                code = gr.Code(language="python", label="The code that makes the last iterate", interactive=False)
+            iterates = gr.State()
+            with gr.Row(elem_classes="tools") as send_row:
+                download = gr.DownloadButton("Download", size="sm", interactive=False, elem_id="edit-png")
+            with gr.Accordion("Copy as Python", open=False, elem_id="edit-python"):
+                code = gr.Code(language="python", label="The code that makes this iterate", interactive=False)
+        with gr.Column(elem_classes="part-settings"):
+            strength = gr.Slider(
+                0.05, 1, 0.8, step=0.05, label="Strength", info="How much may change at all", elem_id="edit-strength"
+            )
+            iterations = gr.Slider(
+                0, 50, 8, step=1, label="Iterations", info="More come closer to the picture", elem_id="edit-iterations"
+            )
+            with gr.Accordion("Change a part only", open=False, elem_id="edit-part"):
+                mask = build_painter(image)
+            with gr.Accordion("More settings", open=False, elem_id="edit-more"):
+                method = gr.Dropdown(
+                    [(_LABELS[name], name) for name in METHODS], value="flowopt", label="Method", elem_id="edit-method"
+                )
+                guidance_scale = gr.Slider(0, 30, 3.5, step=0.1, label="Guidance scale", info="Of the new prompt")
+                steps = gr.Slider(1, 100, 15, step=1, label="Steps", info="More are slower", elem_id="edit-steps")
 
     @in_plain_words
     def edit(
@@ -92,28 +130,38 @@ def build_tab(studio: Studio) -> Tab:
             else:
                 yield *[skip] * 7, text
         if last.iterates:
-            done = replace(job, iterations=len(last.iterates) - 1) if method == "flowopt" else job
-            made = last.iterates[-1]
-            file = studio.files.png(made, f"{prompt} edited", made_by(ID, plain_settings(done)))
-            at = gr.Slider(maximum=max(1, len(last.iterates) - 1), value=len(last.iterates) - 1, visible=True)
-            button = gr.DownloadButton(value=file, interactive=True)
-            yield _both(last), _strip(last), at, made, last, button, python_code(done), text
+            at, most = len(last.iterates) - 1, max(1, len(last.iterates) - 1)
+            number = gr.Slider(maximum=most, value=at, visible=len(last.iterates) > 1)
+            yield _both(last), _strip(last), number, *_kept(last, job, at), text
+
+    def _kept(made: Edited, job: EditJob, number: int) -> tuple[Any, ...]:
+        """The picture, the state, the download and the code of an iterate."""
+        done = replace(job, iterations=number) if job.method == "flowopt" else job
+        image = made.iterates[number]
+        file = studio.files.png(image, f"{job.prompt} iterate {number}", made_by(ID, plain_settings(done)))
+        return image, (made, job), gr.DownloadButton(value=file, interactive=True), python_code(done)
 
     @in_plain_words
-    def choose(number: int, made: Edited, prompt: str) -> tuple[Any, ...]:
-        if not 0 <= number < len(made.iterates):
-            return gr.skip(), gr.skip(), gr.skip()
-        image = made.iterates[int(number)]
-        file = studio.files.png(image, f"{prompt} iterate {int(number)}", {"prompt": prompt})
-        return (made.source, image), image, gr.DownloadButton(value=file, interactive=True)
+    def choose(number: int, kept: tuple[Edited, EditJob] | None) -> tuple[Any, ...]:
+        if kept is None or not 0 <= number < len(kept[0].iterates):
+            return (gr.skip(),) * 5
+        return (kept[0].source, kept[0].iterates[int(number)]), *_kept(*kept, int(number))
+
+    def pick_iterate(event: gr.SelectData) -> int:
+        return event.index
+
+    def pick_example(event: gr.SelectData) -> tuple[Any, ...]:
+        one = shown[event.index]
+        return one.image, one.source_prompt, one.prompt
 
     inputs = [image, source_prompt, prompt, mask, method, strength, guidance_scale, steps, iterations]
     outputs = [slider, strip, chosen, picture, iterates, download, code, status]
     studio.on_run(ID, [start.click, prompt.submit], edit, inputs, outputs, api_name="edit", status=status)
     studio.stop_button(ID, stop)
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    chosen.release(choose, [chosen, iterates, prompt], [slider, picture, download], **quiet)
-    example.click(_example, None, [image, source_prompt, prompt], **quiet)
+    chosen.change(choose, [chosen, iterates], [slider, picture, iterates, download, code], **quiet)
+    strip.select(pick_iterate, None, [chosen], **quiet)
+    pick.select(pick_example, None, [image, source_prompt, prompt], **quiet)
     settings = {
         "source_prompt": source_prompt,
         "prompt": prompt,
@@ -123,13 +171,7 @@ def build_tab(studio: Studio) -> Tab:
         "steps": steps,
         "iterations": iterations,
     }
-    return Tab(settings=settings, takes=image, gives=picture, send_row=send_row)
-
-
-def _example() -> tuple[Any, ...]:
-    from trimtab.commands.demo_edit import drawn_picture
-
-    return drawn_picture(), SOURCE, TARGET
+    return Tab(settings=settings, takes=image, gives=picture, send_row=send_row, job=EditJob)
 
 
 def _both(made: Edited) -> Any:

@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import gradio as gr
-import pandas as pd
+import numpy as np
 
+from .chart import curve_svg
 from .improve_job import Improved, ImproveJob, python_code
 from .metadata import made_by, plain_settings
-from .tab import Studio, Tab
+from .tab import Studio, Tab, seed_input
 from .words import in_plain_words, status_html
 
 __all__ = ["ID", "TITLE", "build_tab", "python_code"]
@@ -26,8 +27,8 @@ EXAMPLES = [
     "two red hearts on a mint background",
     "a panda above a star on a lavender background",
 ]
-_ABOUT = """The model stays as it is; its noise is moved until a reward likes the picture
-([ReNO](https://arxiv.org/abs/2406.04312)). Each point of the curve is a picture; the best one is kept."""
+_ABOUT = """The noise that a picture begins from is moved until a reward likes the picture better
+([ReNO](https://arxiv.org/abs/2406.04312)). Each point of the curve is a picture."""
 _NAMES = {
     "bundled": "Fits the prompt (bundled)",
     "clip": "Fits the prompt (CLIP)",
@@ -42,23 +43,54 @@ _NAMES = {
 def build_tab(studio: Studio) -> Tab:
     """Makes the components and the events."""
     choices = [(_NAMES.get(name, name), name) for name in studio.limits.rewards]
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=300):
+    with gr.Row(elem_classes="tab-grid", equal_height=False):
+        with gr.Column(elem_classes="part-ask"):
             gr.Markdown(_ABOUT)
             prompt = gr.Textbox(
                 EXAMPLES[0], label="Prompt", info="What the picture shows", lines=2, max_lines=4, max_length=1000,
                 elem_id="improve-prompt",
             )  # fmt: skip
-            gr.Examples([[text] for text in EXAMPLES], [prompt], label="Examples", elem_id="improve-examples")
-            reward = gr.Dropdown(choices, value="bundled", label="Reward", info="What the search climbs")
-            reward_weight = gr.Slider(0.0, 5.0, 1.0, step=0.05, label="Weight of the reward")
+            gr.Examples([[text] for text in EXAMPLES], [prompt], label="Or one of these", elem_id="improve-examples")
+            with gr.Row(elem_classes="buttons"):
+                start = gr.Button("Improve", variant="primary", min_width=100, elem_id="improve-run")
+                stop = gr.Button("Stop", min_width=60, elem_id="improve-stop")
+        with gr.Column(elem_classes="part-result"):
+            status = studio.status(ID, "Ready. Stop when you like the picture: the best one is kept.")
+            with gr.Row():
+                best = gr.Image(
+                    label="Best so far", type="pil", format="png", interactive=False, height=330, min_width=240,
+                    buttons=["fullscreen"], elem_id="improve-best",
+                )  # fmt: skip
+                compare = gr.ImageSlider(
+                    label="Left: first. Right: best", type="pil", format="png", interactive=False, height=330,
+                    max_height=330, min_width=240, buttons=["fullscreen"], elem_id="improve-compare",
+                )  # fmt: skip
+            curve = gr.HTML(_curve(Improved()), label="Reward", elem_id="improve-curve", elem_classes="curve")
+            strip = gr.Gallery(
+                label="Improvements", columns=6, height=190, object_fit="contain", type="pil", format="png",
+                interactive=False, buttons=["fullscreen"], elem_id="improve-strip",
+            )  # fmt: skip
+            with gr.Row(elem_classes="tools") as send_row:
+                picture_file = gr.DownloadButton("Download", size="sm", interactive=False, elem_id="improve-png")
+                report_file = gr.DownloadButton(
+                    "Download figures", size="sm", interactive=False, elem_id="improve-json"
+                )
+            with gr.Accordion("Copy as Python", open=False, elem_id="improve-python"):
+                code = gr.Code(language="python", label="The code that makes this picture", interactive=False)
+        with gr.Column(elem_classes="part-settings"):
+            reward = gr.Dropdown(
+                choices, value="bundled", label="Reward", info="What the search climbs", elem_id="improve-reward"
+            )
+            iterations = gr.Slider(
+                1, 100, 20, step=1, label="Iterations", info="Pictures made on the way", elem_id="improve-iterations"
+            )
+            seed = seed_input("improve-seed")
             with gr.Accordion("Colours too", open=False):
                 palette = gr.Textbox(
                     "", label="Colours", info="With commas between them, such as pink, #ffd1dc", max_length=200
                 )
                 palette_weight = gr.Slider(0.0, 20.0, 0.0, step=0.1, label="Weight of the colours", info="0 is off")
-            iterations = gr.Slider(1, 100, 20, step=1, label="Iterations", info="Pictures made on the way")
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="The noise to begin with")
+                reward_weight = gr.Slider(0.0, 5.0, 1.0, step=0.05, label="Weight of the reward")
             with gr.Accordion("More settings", open=False):
                 negative_prompt = gr.Textbox("", label="Negative prompt", max_length=1000)
                 optimizer = gr.Radio(
@@ -66,37 +98,8 @@ def build_tab(studio: Studio) -> Tab:
                     value="gradient", label="Search",
                 )  # fmt: skip
                 learning_rate = gr.Slider(0.005, 0.2, 0.03, step=0.005, label="Step of the gradient")
-                steps = gr.Slider(1, 50, 8, step=1, label="Steps of the sampler")
+                steps = gr.Slider(1, 50, 8, step=1, label="Steps of the sampler", elem_id="improve-steps")
                 guidance_scale = gr.Slider(0.0, 20.0, 5.0, step=0.1, label="Guidance scale")
-            with gr.Row():
-                start = gr.Button("Improve", variant="primary", elem_id="improve-run")
-                stop = gr.Button("Stop, keep the best", variant="stop", elem_id="improve-stop")
-        with gr.Column(scale=3, min_width=300):
-            status = studio.status(ID)
-            with gr.Row():
-                best = gr.Image(
-                    label="Best so far", type="pil", format="png", interactive=False, height=340,
-                    buttons=["fullscreen"], elem_id="improve-best",
-                )  # fmt: skip
-                compare = gr.ImageSlider(
-                    label="First and best", type="pil", format="png", interactive=False, max_height=340,
-                    buttons=["fullscreen"], elem_id="improve-compare",
-                )  # fmt: skip
-            curve = gr.LinePlot(
-                _frame(Improved()), x="iteration", y="reward", color="line", color_title="", height=220,
-                title="Reward", x_title="iteration", y_title="reward", color_map=_COLOURS, label="Reward curve",
-                elem_id="improve-curve",
-            )  # fmt: skip
-            strip = gr.Gallery(
-                label="Improvements", columns=6, height=190, object_fit="contain", type="pil", format="png",
-                interactive=False, buttons=["fullscreen"], elem_id="improve-strip",
-            )  # fmt: skip
-            send_row = gr.Row()
-            with gr.Row():
-                picture_file = gr.DownloadButton("Download the picture", interactive=False, elem_id="improve-png")
-                report_file = gr.DownloadButton("Download the figures", interactive=False, elem_id="improve-json")
-            with gr.Accordion("Copy as Python", open=False):
-                code = gr.Code(language="python", label="The code that makes this picture", interactive=False)
 
     @in_plain_words
     def improve(
@@ -132,7 +135,7 @@ def build_tab(studio: Studio) -> Tab:
             model=model,
         )
         nothing = gr.skip()
-        yield None, None, _frame(Improved()), [], _no_file(), _no_file(), "", status_html("Waiting")
+        yield None, None, _curve(Improved()), [], _no_file(), _no_file(), "", status_html("Waiting")
         last: Improved | None = None
         for update in studio.stream(job, request, ID):
             last = update.result
@@ -158,20 +161,14 @@ def build_tab(studio: Studio) -> Tab:
         "prompt", "reward", "reward_weight", "palette", "palette_weight", "iterations", "seed", "negative_prompt",
         "optimizer", "learning_rate", "steps", "guidance_scale",
     )  # fmt: skip
-    return Tab(settings=dict(zip(names, inputs, strict=True)), gives=best, send_row=send_row)
+    settings = dict(zip(names, inputs, strict=True))
+    return Tab(settings=settings, gives=best, send_row=send_row, job=ImproveJob)
 
 
-_COLOURS = {"each picture": "#9aa5b1", "best so far": "#e07a3f"}
-
-
-def _frame(made: Improved) -> pd.DataFrame:
-    """The curve: the reward of each picture, and the best so far."""
-    rows, best = [], -math.inf
-    for iteration, reward in enumerate(made.rewards):
-        if math.isfinite(reward):
-            best = max(best, reward)
-            rows += [(iteration, reward, "each picture"), (iteration, best, "best so far")]
-    return pd.DataFrame(rows, columns=["iteration", "reward", "line"])
+def _curve(made: Improved) -> str:
+    """The reward of each picture, and the best so far."""
+    best = np.fmax.accumulate(made.rewards).tolist() if made.rewards else []
+    return curve_svg({"each picture": made.rewards, "best so far": best}, "iteration", "reward")
 
 
 def _shown(made: Improved) -> tuple[Any, ...]:
@@ -179,7 +176,7 @@ def _shown(made: Improved) -> tuple[Any, ...]:
     best = made.best or made.preview
     both = (made.first, made.best) if made.first is not None else None
     strip = [(picture, f"{step}: {reward:.3g}") for step, reward, picture in made.kept]
-    return best, both, _frame(made), strip
+    return best, both, _curve(made), strip
 
 
 def _files(studio: Studio, job: ImproveJob, made: Improved) -> tuple[Any, Any]:

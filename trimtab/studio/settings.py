@@ -11,7 +11,7 @@ import gradio as gr
 
 from .tab import Tab
 
-__all__ = ["usable_value", "wire"]
+__all__ = ["link_button", "usable_value", "wire"]
 
 _LONGEST_TEXT = 2_000
 
@@ -38,9 +38,6 @@ def wire(page: gr.Blocks, tabs: Mapping[str, Tab], bar: gr.Tabs) -> None:
         show_progress="hidden",
         api_visibility="private",
     )
-    for tab, entry in tabs.items():
-        if entry.settings:
-            _link_button(tab, entry)
 
     def restore(stored: Any, request: gr.Request) -> list[Any]:
         asked = dict(request.query_params) if request is not None else {}
@@ -84,22 +81,29 @@ def usable_value(component: Any, given: Any) -> Any:
     return given[:_LONGEST_TEXT] if isinstance(given, str) else None
 
 
-def _link_button(tab: str, entry: Tab) -> None:
-    """A button that puts the settings into the page's address, and the address into the clipboard."""
+def link_button(tab: str, entry: Tab) -> None:
+    """A button that puts a tab's settings into the page's address, and the address into the clipboard."""
     names = json.dumps(list(entry.settings))
-    button = gr.Button("Copy a link to these settings", size="sm", elem_id=f"{tab}-link", elem_classes="link-button")
+    button = gr.Button("Copy link", size="sm", elem_id=f"{tab}-link")
     button.click(
         None,
         list(entry.settings.values()),
-        None,
-        js=f"""(...values) => {{
+        [button],
+        js=f"""async (...values) => {{
             const url = new URL(window.location.href.split('?')[0]);
             url.searchParams.set('tab', {json.dumps(tab)});
             {names}.forEach((name, i) => url.searchParams.set(name, values[i] ?? ''));
             window.history.replaceState(null, '', url);
-            navigator.clipboard?.writeText(url.href).catch(() => {{}});
-            return [];
+            try {{ await navigator.clipboard.writeText(url.href); return 'Link copied'; }}
+            catch {{ return 'The link is in the address bar'; }}
         }}""",
+        show_progress="hidden",
+        api_visibility="private",
+    ).then(
+        None,
+        None,
+        [button],
+        js="async () => { await new Promise((done) => setTimeout(done, 2500)); return 'Copy link'; }",
         show_progress="hidden",
         api_visibility="private",
     )

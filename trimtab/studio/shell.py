@@ -10,16 +10,16 @@ from typing import Any
 
 import gradio as gr
 
-from . import settings
+from . import reading, settings
 from .gpu import on_gpu
 from .limits import BUNDLED, Limits
 from .tab import Studio, Tab
+from .theme import theme
 
 __all__ = ["build_shell", "options_of_launch"]
 
 _HEAD = """# trimtab
-Steers a frozen picture model while it works: guidance that keeps pictures whole, noise that a reward likes better,
-edits without training."""
+Make pictures, improve them, edit them in words. The model stays frozen: it is steered while it works, and you watch."""
 
 
 def build_shell(names: Sequence[str]) -> gr.Blocks:
@@ -33,7 +33,9 @@ def build_shell(names: Sequence[str]) -> gr.Blocks:
     modules = [importlib.import_module(f".{name}", __package__) for name in names]
     modules = [module for module in modules if getattr(module, "is_available", lambda: True)()]
     with gr.Blocks(title="trimtab", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
-        gr.Markdown(_HEAD, elem_id="head")
+        with gr.Row(elem_id="top"):
+            gr.Markdown(_HEAD, elem_id="head")
+            opened = reading.open_button()
         studio.model = gr.Dropdown(
             [("The bundled model" if name == BUNDLED else name, name) for name in limits.models],
             value=limits.models[0],
@@ -46,9 +48,12 @@ def build_shell(names: Sequence[str]) -> gr.Blocks:
             for module in modules:
                 # All children are there from the start: settings are put back into tabs that were never opened.
                 with gr.Tab(module.TITLE, id=module.ID, render_children=True):
-                    tabs[module.ID] = module.build_tab(studio)
+                    tabs[module.ID] = tab = module.build_tab(studio)
+                    with tab.send_row or gr.Row(elem_classes="tools"):
+                        settings.link_button(module.ID, tab)
         _wire_pictures(tabs, {module.ID: module.TITLE for module in modules}, bar)
         settings.wire(page, tabs, bar)
+        reading.wire(page, tabs, bar, opened)
         _end_with_session(page, studio)
     page.queue(max_size=limits.queue_length, default_concurrency_limit=8)
     return page
@@ -58,8 +63,7 @@ def options_of_launch() -> dict[str, Any]:
     """Keyword arguments of ``launch``."""
     limits = Limits.from_environment()
     return {
-        "theme": gr.themes.Soft(primary_hue="orange", neutral_hue="slate", font=["system-ui", "sans-serif"],
-                                font_mono=["ui-monospace", "monospace"]),
+        "theme": theme(),
         "css_paths": Path(__file__).with_name("style.css"),
         "max_file_size": f"{limits.largest_upload}mb",
         "show_error": False,
@@ -67,7 +71,7 @@ def options_of_launch() -> dict[str, Any]:
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
         "share": False if "SPACE_ID" not in os.environ else None,
-    }  # fmt: skip
+    }
 
 
 def _wire_pictures(tabs: dict[str, Tab], titles: dict[str, str], bar: gr.Tabs) -> None:

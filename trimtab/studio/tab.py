@@ -17,7 +17,7 @@ from .pictures import Files
 from .runs import MODEL, Job, Stop, Update, holder, stream
 from .words import status_html
 
-__all__ = ["Studio", "Tab"]
+__all__ = ["Studio", "Tab", "seed_input"]
 
 Component = gr.components.Component
 
@@ -30,13 +30,15 @@ class Tab:
         settings: components that survive a reload and travel in links, by the names that they have there.
         takes: a picture component into which other tabs send theirs; None takes none.
         gives: a component whose value is the tab's result, a PIL picture; None gives none.
-        send_row: where the buttons go that send it, such as a ``gr.Row``; needed with ``gives``.
+        send_row: where the buttons go that send it and copy the link, such as a ``gr.Row``; needed with ``gives``.
+        job: the dataclass of the tab's settings; with it, pictures made by the tab give them back.
     """
 
     settings: Mapping[str, Component] = field(default_factory=dict)
     takes: Component | None = None
     gives: Component | None = None
     send_row: Any = None
+    job: type | None = None
 
 
 class Studio:
@@ -162,7 +164,7 @@ class Studio:
 
     def status(self, tab: str, text: str = "") -> gr.HTML:
         """The line that tells what goes on."""
-        return gr.HTML(status_html(text), elem_id=f"{tab}-status", label="Status", show_label=False)
+        return gr.HTML(status_html(text), elem_id=f"{tab}-status", label="Status", show_label=False, padding=False)
 
     def _marker(self, tab: str) -> Callable[..., None]:
         def clicked(request: gr.Request) -> None:
@@ -170,3 +172,16 @@ class Studio:
                 self._clicked[request.session_hash, tab] = time.monotonic()
 
         return clicked
+
+
+def seed_input(elem_id: str) -> gr.Number:
+    """A seed, with a button that gives another."""
+    with gr.Row(elem_classes="seed"):
+        seed = gr.Number(
+            0, label="Seed", info="Another number, another picture", precision=0, minimum=0, min_width=120,
+            elem_id=elem_id,
+        )  # fmt: skip
+        button = gr.Button("New seed", size="sm", scale=0, min_width=100)
+    new = "() => Math.floor(Math.random() * 1e6)"
+    button.click(None, None, [seed], js=new, api_visibility="private", show_progress="hidden")
+    return seed
