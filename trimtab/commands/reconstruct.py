@@ -67,13 +67,13 @@ def run(args: argparse.Namespace) -> None:
             continue
         generator = torch.Generator().manual_seed(args.seed)
         try:
-            output = pipe([path], generator=generator)
+            original = load_point_cloud(path, num_points=pipe.autoencoder.config.num_points, generator=generator)
+            output = pipe([original])
         except (ValueError, TypeError, ImportError) as error:
             raise UsageError(first_line(error)) from None
         folder.mkdir(parents=True, exist_ok=True)
         line["distances"] = {name: value.item() for name, value in output.distances.items()}
         name = names.setdefault(line["source"], _free_name(path, set(names.values())))
-        original = load_point_cloud(path, num_points=output.clouds.shape[1])
         line["files"] = write_reconstruction(
             original, output.clouds[0], folder / f"{name}.{args.format}", line, frames=args.frames, size=args.size
         )
