@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
     made_by = {"prompts": PROMPTS, "seed": args.seed, "model": args.model or "bundled"}
     save_png(_sheet(list(columns.values()), labels), path, made_by)
     edited = demo_edit(pipe, folder)
-    optimized = demo_optimize(pipe, folder, args.seed)
+    optimized = demo_optimize(pipe, folder, bundled=args.model is None)
     turned = demo_reconstruct(folder)
     print(f"\npicture  {path.resolve()}\nedit     {edited.resolve()}\noptimize {optimized.resolve()}")
     print(f"cloud    {turned.resolve()}")

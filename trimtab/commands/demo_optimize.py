@@ -8,17 +8,19 @@ from trimtab.commands.words import report_unknown_words
 
 __all__ = ["demo_optimize"]
 
-PROMPT = "three owls on a pink background"
+PROMPT = "three cars on a mint background"
+SEED = 109
 ITERATIONS = 15
 
 
-def demo_optimize(pipe: Any, folder: Path, seed: int = 0) -> Path:
+def demo_optimize(pipe: Any, folder: Path, seed: int = SEED, *, bundled: bool = True) -> Path:
     """Optimizes one picture against the bundled reward and writes ``optimize.png``: the first to the best.
 
     Args:
         pipe: a stock pipeline.
         folder: where to; it exists.
         seed: of the noise to begin with.
+        bundled: whether it is the bundled model's, which then gets its distilled transformer.
 
     Returns:
         The file.
@@ -26,20 +28,22 @@ def demo_optimize(pipe: Any, folder: Path, seed: int = 0) -> Path:
     import torch
 
     from trimtab.commands.edit import sequence_length
-    from trimtab.commands.optimize import BUNDLED_CALL
+    from trimtab.commands.few_steps import FEW_STEPS_CALL, with_few_steps
+    from trimtab.commands.optimize import GUIDED_CALL
     from trimtab.commands.optimize_report import Improvements
     from trimtab.pipelines import NoiseOptimizationPipeline
 
     report_unknown_words(pipe, [PROMPT])
     improvements = Improvements()
-    optimized = NoiseOptimizationPipeline.from_pipe(pipe, reward="bundled")
+    stock = with_few_steps(pipe) if bundled else pipe
+    optimized = NoiseOptimizationPipeline.from_pipe(stock, reward="bundled")
     optimized.set_progress_bar_config(desc="optimize", leave=False, disable=None)
     result = optimized(
         PROMPT,
         num_optimization_steps=ITERATIONS,
         generator=torch.Generator("cpu").manual_seed(seed),
         callback_on_iteration_end=improvements,
-        **BUNDLED_CALL,
+        **(FEW_STEPS_CALL if bundled else GUIDED_CALL),
         **sequence_length(optimized),
     )
     path = folder / "optimize.png"

@@ -13,6 +13,7 @@ from typing import Any
 
 from trimtab.commands.edit import sequence_length
 from trimtab.commands.errors import UsageError, first_line
+from trimtab.commands.few_steps import FEW_STEPS_CALL, with_few_steps
 from trimtab.commands.generate import _check_size, _positive, _scale, _seed
 from trimtab.commands.model import add_model_arguments, check_model, load_pipeline, stated_size_multiple
 from trimtab.commands.optimize_jobs import optimize_jobs, reward_weights
@@ -21,8 +22,8 @@ from trimtab.commands.words import report_unknown_words
 
 __all__ = ["add_parser", "optimize", "run"]
 
-BUNDLED_CALL = {"num_inference_steps": 8, "guidance_scale": 5.0}
-"""Of the bundled model where neither a flag nor a preset says: at fewer steps its pictures are blurred."""
+GUIDED_CALL = {"num_inference_steps": 8, "guidance_scale": 5.0}
+"""Of the bundled model where a flag asks for steps or guidance: its own transformer is blurred at fewer steps."""
 
 _OF_THE_RUN = ("num_optimization_steps", "optimizer", "gradient", "preset", "monitor_patience")
 
@@ -61,7 +62,7 @@ def add_parser(subparsers: Any) -> None:
         "--steps",
         type=_positive,
         metavar="N",
-        help="of the sampler (default: the preset's, else 8 bundled, 4 others)",
+        help="of the sampler (default: the preset's, else 4; the bundled model then uses its distilled transformer)",
     )
     add("--guidance-scale", type=_scale, metavar="W", help="default: the preset's, or the pipeline's own")
     add("--height", type=_positive, metavar="PIXELS", help="default: the model's")
@@ -97,6 +98,8 @@ def run(args: argparse.Namespace) -> None:
     from trimtab.pipelines.families import size_multiple
 
     stock = load_pipeline(model, args.dtype, args.device)
+    if _few_steps(settings):
+        stock = with_few_steps(stock)
     _check_size(args, size_multiple(stock))
     pipe = NoiseOptimizationPipeline.from_pipe(stock, reward=_reward(weights, stock.device))
     monitor = None if args.monitor is None else _reward(args.monitor, stock.device, "--monitor")
@@ -210,6 +213,11 @@ def _settings(args: argparse.Namespace, weights: str | dict[str, float]) -> dict
     }
 
 
+def _few_steps(job: Mapping[str, Any]) -> bool:
+    """Whether pictures are made by the bundled model's distilled transformer: where nothing asks for its own."""
+    return job["model"] == "bundled" and job["steps"] is None and job["guidance_scale"] is None
+
+
 def _call(pipe: Any, job: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of the pipeline's call: what was asked for, over the preset's, over the bundled model's."""
     options = {
@@ -220,7 +228,8 @@ def _call(pipe: Any, job: Mapping[str, Any]) -> dict[str, Any]:
     }
     call = {name: value for name, value in options.items() if value is not None}
     if job["preset"] is None or job["preset"] in ("default", "paper"):
-        call = {**(BUNDLED_CALL if job["model"] == "bundled" else {"num_inference_steps": 4}), **call}
+        of_bundled = FEW_STEPS_CALL if _few_steps(job) else GUIDED_CALL
+        call = {**(of_bundled if job["model"] == "bundled" else {"num_inference_steps": 4}), **call}
     if job["learning_rate"] is not None:
         call["optimizer_kwargs"] = {"lr": job["learning_rate"]}
     return {**sequence_length(pipe), **call, **{name: job[name] for name in _OF_THE_RUN}}
