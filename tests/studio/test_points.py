@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import time
 import zipfile
 
@@ -80,19 +81,18 @@ def test_a_reconstruction_is_what_its_code_makes(loss, client, ran, capsys):
         assert f"{float(distances['Chamfer'][0]):.4f}" == f"{float(printed.split('tensor([')[1].split(']')[0]):.4f}"
         assert distances["Chamfer"][1] == ""
     else:
-        losses = [row[1] for row in curve["data"]]
-        assert len(losses) == 3 and min(losses) <= losses[0]
+        assert "loss over step: loss from" in curve and float(distances["Chamfer"][1]) > 0
 
 
 def test_the_loss_comes_down_and_distances_are_those_of_the_file(client):
     _, table, curve, download, _, _ = reconstruct(client, loss="chamfer", steps=40)
-    losses = [row[1] for row in curve["data"]]
-    assert min(losses) < 0.8 * losses[0]
+    first, last = (float(value) for value in re.search(r"loss from (\S+) to (\S+)\"", curve).groups())
+    assert last < 0.8 * first
     made, given = load_point_cloud(path_of(download)), draw_cloud("sofa", 1, NUM_POINTS, test=True)
     chamfer = {row[0]: row[1:] for row in table["data"]}["Chamfer"]
     assert float(chamfer[1]) == pytest.approx(float(chamfer_distance(made, given)), abs=6e-5)
-    assert float(chamfer[0]) == pytest.approx(losses[0], abs=6e-5)
-    assert float(chamfer[1]) == pytest.approx(min(losses), abs=6e-5)
+    assert float(chamfer[0]) == pytest.approx(first, abs=6e-5)
+    assert float(chamfer[1]) == pytest.approx(last, abs=2e-4)
 
 
 @pytest.mark.parametrize("ending", [".ply", ".obj", ".stl", ".glb", ".xyz", ".npz"])

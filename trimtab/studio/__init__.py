@@ -50,7 +50,7 @@ TABS = ("create", "improve", "edit", "points")
 
 
 def build() -> Any:
-    """The app as a ``gradio.Blocks``, with its queue; no model is loaded.
+    """The app as a ``gradio.Blocks``, with its queue; no model is loaded, but for ZeroGPU's first.
 
     Returns:
         The blocks: ``build().launch(**launch_options())``.
@@ -59,8 +59,14 @@ def build() -> Any:
         ImportError: if gradio is missing.
         ValueError: if an environment variable cannot be used; the message names it.
     """
+    from .gpu import on_zero_gpu
+    from .limits import Limits
+    from .runs import MODEL
     from .shell import build_shell
 
+    if on_zero_gpu():  # what a lent card's process loads is lost with it: it finds the model in this one
+        with MODEL.use(Limits.from_environment().models[0], print, lambda: None):
+            pass
     return build_shell(TABS)
 
 

@@ -6,11 +6,12 @@ import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trimtab.commands.errors import UsageError
 
+from .gpu import on_zero_gpu
 from .limits import BUNDLED
 
 __all__ = ["LoadedModel", "SharedModel", "place"]
@@ -130,20 +131,33 @@ def _load(name: str) -> LoadedModel:
     import torch
 
     from trimtab.commands.model import check_model, load_pipeline
-    from trimtab.pipelines import GenerationMap
-    from trimtab.pipelines.families import size_multiple
 
     try:
         model = check_model(None if name == BUNDLED else name)
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         if accelerator is not None and accelerator.type == "cuda":
             pipe = load_pipeline(model, "bfloat16", "cpu")
+            if on_zero_gpu():
+                return _lent(name, pipe)
             free, _ = torch.cuda.mem_get_info()
             placement = place(pipe, free, _sizes(pipe))
         else:
             pipe, placement = load_pipeline(model, "auto", "auto"), "whole"
     except UsageError as error:
         raise UsageError(f"The model {name} cannot be used: {error}") from error
+    return _described(name, pipe, placement)
+
+
+def _lent(name: str, pipe: Any) -> LoadedModel:
+    """On ZeroGPU, where there is no card yet: looked at on the CPU, then noted to be moved whole with each loan."""
+    loaded = _described(name, pipe, "whole")
+    return replace(loaded, pipe=pipe.to("cuda"))
+
+
+def _described(name: str, pipe: Any, placement: str) -> LoadedModel:
+    from trimtab.pipelines import GenerationMap
+    from trimtab.pipelines.families import size_multiple
+
     pipe.set_progress_bar_config(disable=True)
     own = GenerationMap(pipe, "", num_inference_steps=1, output="latent")
     return LoadedModel(name, pipe, own.height, own.width, size_multiple(pipe), placement)

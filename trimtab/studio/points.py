@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 import pandas as pd
 
+from .chart import curve_svg
 from .checks import as_whole
 from .points_job import (
     LOSSES,
@@ -25,7 +26,7 @@ from .points_job import (
 from .points_source import ENDINGS, MOST_NUMBER, SHAPES, Shape, Upload
 from .points_view import figure
 from .runs import Update
-from .tab import Studio, Tab
+from .tab import Studio, Tab, seed_input
 from .words import in_plain_words, status_html
 
 __all__ = ["ID", "TITLE", "build_tab"]
@@ -54,30 +55,29 @@ def build_tab(studio: Studio) -> Tab:
 
 
 def _build_reconstruct(studio: Studio) -> dict[str, Any]:
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=300):
+    with gr.Row(elem_classes="tab-grid", equal_height=False):
+        with gr.Column(elem_classes="part-ask"):
             _, shape, number = source = _source("points", "chair", "Or upload a file")
+            with gr.Row(elem_classes="buttons"):
+                start = gr.Button("Reconstruct", variant="primary", min_width=100, elem_id="points-run")
+                stop = gr.Button("Stop", min_width=60, elem_id="points-stop")
+        with gr.Column(elem_classes="part-result"):
+            status = studio.status("points", "Ready. The last six shapes are of kinds that the model never saw.")
+            view = gr.Plot(label="What is given, and its reconstruction", elem_id="points-view")
+            table = gr.Dataframe(
+                _table({}, {}), label="Distances between the two, at unit radius", interactive=False, buttons=[],
+                elem_id="points-table",
+            )  # fmt: skip
+            curve = gr.HTML(_curve(()), label="Loss", elem_id="points-curve", elem_classes="curve")
+            with gr.Row(elem_classes="tools"):
+                download = gr.DownloadButton("Download (PLY)", size="sm", interactive=False, elem_id="points-ply")
+            code = _code("points-python")
+        with gr.Column(elem_classes="part-settings"):
             loss = gr.Dropdown(
                 [(label, key) for key, label in LOSSES.items()], value="sliced_wasserstein", label="Loss",
                 info="What the code descends", elem_id="points-loss",
             )  # fmt: skip
             steps = gr.Slider(1, MOST_STEPS, 60, step=1, label="Steps", info="Of that descent", elem_id="points-steps")
-            with gr.Row():
-                start = gr.Button("Reconstruct", variant="primary", elem_id="points-run")
-                stop = gr.Button("Stop, keep the best", elem_id="points-stop")
-        with gr.Column(scale=3, min_width=300):
-            status = studio.status("points", "Ready. The last six shapes are of kinds that the model never saw.")
-            view = gr.Plot(label="What is given, and its reconstruction", elem_id="points-view")
-            table = gr.Dataframe(
-                _table({}, {}), label="Distances between the two, at unit radius", interactive=False,
-                elem_id="points-table",
-            )  # fmt: skip
-            curve = gr.LinePlot(
-                None, x="step", y="loss", height=280, x_title="step", y_title="loss", label="Loss",
-                elem_id="points-curve",
-            )  # fmt: skip
-            download = gr.DownloadButton("Download the cloud (PLY)", interactive=False, elem_id="points-ply")
-            code = _code()
 
     @in_plain_words
     def reconstruct_points(
@@ -115,7 +115,7 @@ def _build_reconstruct(studio: Studio) -> dict[str, Any]:
 
     @in_plain_words
     def show_given(file: str | None, shape: str, number: int) -> tuple[Any, ...]:
-        return _given(_chosen(studio, file, shape, number)), _table({}, {}), None
+        return _given(_chosen(studio, file, shape, number)), _table({}, {}), _curve(())
 
     # With no trigger named: when the page opens, and whenever an input changes.
     gr.on(None, show_given, list(source), [view, table, curve], **_QUIET)
@@ -124,19 +124,20 @@ def _build_reconstruct(studio: Studio) -> dict[str, Any]:
 
 def _build_between(studio: Studio) -> dict[str, Any]:
     identity = "points-between"
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=300):
+    with gr.Row(elem_classes="tab-grid", equal_height=False):
+        with gr.Column(elem_classes="part-ask"):
             first = _source("points-first", "chair", "Or upload the first")
             last = _source("points-last", "table", "Or upload the last")
-            count = gr.Slider(
-                2, MOST_CLOUDS, 6, step=1, label="Clouds", info="Both ends included", elem_id="points-count"
-            )
             start = gr.Button("Interpolate", variant="primary", elem_id="points-between-run")
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(elem_classes="part-result"):
             status = studio.status(identity, "Ready. The way goes at even steps between the two codes.")
             view = gr.Plot(label="From the first to the last", elem_id="points-between-view")
             files = _files("points-between-ply")
-            code = _code()
+            code = _code("points-between-python")
+        with gr.Column(elem_classes="part-settings"):
+            count = gr.Slider(
+                2, MOST_CLOUDS, 6, step=1, label="Clouds", info="Both ends included", elem_id="points-count"
+            )
 
     @in_plain_words
     def interpolate_points(
@@ -173,16 +174,16 @@ def _build_between(studio: Studio) -> dict[str, Any]:
 
 def _build_new(studio: Studio) -> dict[str, Any]:
     identity = "points-new"
-    with gr.Row(equal_height=False):
-        with gr.Column(scale=2, min_width=300):
+    with gr.Row(elem_classes="tab-grid", equal_height=False):
+        with gr.Column(elem_classes="part-ask"):
             count = gr.Slider(1, MOST_CLOUDS, 6, step=1, label="Clouds", elem_id="points-new-count")
-            seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="The noise", elem_id="points-seed")
+            seed = seed_input("points-seed")
             start = gr.Button("Draw new shapes", variant="primary", elem_id="points-new-run")
-        with gr.Column(scale=3, min_width=300):
+        with gr.Column(elem_classes="part-result"):
             status = studio.status(identity, "Ready. A flow turns noise into codes that no shape gave.")
             view = gr.Plot(label="New shapes", elem_id="points-new-view")
             files = _files("points-new-ply")
-            code = _code()
+            code = _code("points-new-python")
 
     @in_plain_words
     def sample_points(count: int, seed: int, request: gr.Request) -> Iterator[tuple[Any, ...]]:
@@ -230,8 +231,8 @@ def _files(identity: str) -> Any:
     return gr.Files(label="Download the clouds (PLY)", interactive=False, height=150, elem_id=identity)
 
 
-def _code() -> Any:
-    with gr.Accordion("Copy as Python", open=False):
+def _code(identity: str) -> Any:
+    with gr.Accordion("Copy as Python", open=False, elem_id=identity):
         return gr.Code(language="python", label="The code that makes the same", interactive=False)
 
 
@@ -258,8 +259,8 @@ def _table(first: dict[str, float], last: dict[str, float]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["Distance", "Encoder alone", "Under the loss"])
 
 
-def _curve(losses: tuple[float, ...]) -> pd.DataFrame | None:
-    return None if not losses else pd.DataFrame({"step": list(range(len(losses))), "loss": list(losses)})
+def _curve(losses: tuple[float, ...]) -> str:
+    return curve_svg({"loss": losses}, "step", "loss")
 
 
 def _told(update: Update, made: Reconstructed) -> str:

@@ -81,10 +81,13 @@ class Stop:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._path = Path(folder or tempfile.gettempdir()) / f"trimtab-stop-{os.getpid()}-{uuid.uuid4().hex}"
+        self._wished = False
 
     def set(self) -> None:
-        """Wishes it."""
-        self._path.touch()
+        """Wishes it, once: a run that has ended took the file away, and it is not to come back."""
+        if not self._wished:
+            self._wished = True
+            self._path.touch()
 
     def is_set(self) -> bool:
         """Whether it is wished."""

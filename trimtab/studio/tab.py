@@ -85,10 +85,14 @@ class Studio:
             self._running[key].add(stop)
             if self._unwanted.pop(key, 0.0) > self._clicked.pop(key, float("inf")):
                 stop.set()  # stopped while it waited in the queue
+        # The other models are small: no card is lent for them. By its name it outlives the loop that is left early:
+        # closing it waits for a lent card's process, which must have been told to stop before.
+        updates = (self._stream if of_pictures else stream)(
+            job, stop, self.limits.longest_run, self.limits.largest_picture
+        )
         finished = False
         try:
-            do = self._stream if of_pictures else stream  # the other models are small: no card is lent for them
-            for update in do(job, stop, self.limits.longest_run, self.limits.largest_picture):
+            for update in updates:
                 if update.error:
                     finished = True
                     raise gr.Error(update.error, duration=10, print_exception=False)

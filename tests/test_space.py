@@ -1,0 +1,122 @@
+"""The repository as a Hugging Face Space, built and started as the builder does."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+from gradio_client import Client
+from PIL import Image
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+ROOT = Path(__file__).parents[1]
+TITLE = "the copy of trimtab"
+"""Written into the copy's code, so that no other code can have made the page."""
+LONGEST_START = 10.0
+"""Seconds of computing from the start to the first page."""
+
+
+def front_matter() -> dict[str, str]:
+    """The settings at the head of the README, which are flat."""
+    head = (ROOT / "README.md").read_text(encoding="utf-8").split("---\n")[1]
+    return {
+        name: value.strip().strip('"') for name, value in (line.split(":", 1) for line in head.splitlines() if line)
+    }
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """What the builder copies: the files under version control, and nothing else."""
+    folder = tmp_path_factory.mktemp("app")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:  # an unpacked archive
+        names = [
+            str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.is_file() and ".venv" not in path.parts
+        ]
+    else:
+        names = [name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    shell = folder / "trimtab" / "studio" / "shell.py"
+    shell.write_text(shell.read_text(encoding="utf-8").replace('title="trimtab"', f'title="{TITLE}"'), encoding="utf-8")
+    return folder
+
+
+def address(app: subprocess.Popen, log: Path) -> str:
+    """Where the app says that it is."""
+    while app.poll() is None:
+        if found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text()):
+            return found[0]
+        time.sleep(0.05)
+    raise AssertionError(log.read_text())
+
+
+def test_requirements_are_met_where_there_is_no_repository(tmp_path):
+    """The builder installs them in an empty folder, with gradio at the version of the README in the same call."""
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    gradio = f"gradio=={front_matter()['sdk_version']}"
+    options = ["--dry-run", "--no-index", "--quiet", "--disable-pip-version-check", "--no-build-isolation"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, "-r", "requirements.txt", gradio],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Would install" not in done.stdout
+
+
+def test_the_readme_tells_the_builder_what_it_needs():
+    told = front_matter()
+    assert told["sdk"] == "gradio" and told["app_file"] == "app.py"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", told["sdk_version"]) and re.fullmatch(r"3\.\d+", told["python_version"])
+    assert {"title", "emoji", "colorFrom", "colorTo", "license", "short_description"} <= set(told)
+    assert len(told["short_description"]) <= 60
+
+
+def test_the_space_starts_and_makes_a_picture(copy, tmp_path, capsys):
+    """``python app.py`` in the copy, with the dependencies and no installed trimtab to be found."""
+    with_dependencies = os.pathsep.join(dict.fromkeys(sysconfig.get_paths()[name] for name in ("purelib", "platlib")))
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("GRADIO_", "TRIMTAB_"))},
+        "PYTHONPATH": with_dependencies,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_SERVER_NAME": "127.0.0.1",
+        "GRADIO_TEMP_DIR": str(tmp_path / "gradio"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    before = {path for path in copy.rglob("*") if path.is_file()}
+    began = time.monotonic()
+    # -S: no site-packages by itself, so no editable install that would find another checkout.
+    with (tmp_path / "log").open("w") as log:
+        app = subprocess.Popen([sys.executable, "-S", "app.py"], cwd=copy, env=environment, stdout=log, stderr=log)
+    try:
+        url = address(app, tmp_path / "log")
+        with urllib.request.urlopen(url, timeout=60) as page:
+            assert TITLE.encode() in page.read()
+        wall = time.monotonic() - began
+        times = psutil.Process(app.pid).cpu_times()
+        *_, download, _, status = Client(url, verbose=False).predict(
+            "a cat on a sky background", "", "apg", 10, 0, 2, "bundled", api_name="/create"
+        )
+    finally:
+        app.terminate()
+        app.wait(30)
+    assert "Done" in status
+    assert Image.open(download["value"] if isinstance(download, dict) else download).text["seed"] == "0"
+    assert {path for path in copy.rglob("*") if path.is_file()} == before
+    with capsys.disabled():
+        print(f"\nfirst page after {wall:.1f} s, {times.user + times.system:.1f} s of computing")
+    assert min(wall, times.user + times.system) <= LONGEST_START
