@@ -30,7 +30,7 @@ class Limits:
     largest_picture: int = 1024
     largest_upload: int = 20
     longest_run: int = 600
-    queue_length: int = 20
+    queue_length: int = 40
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> "Limits":

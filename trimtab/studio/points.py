@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -260,7 +261,8 @@ def _table(first: dict[str, float], last: dict[str, float]) -> pd.DataFrame:
 
 
 def _curve(losses: tuple[float, ...]) -> str:
-    return curve_svg({"loss": losses}, "step", "loss")
+    best = list(itertools.accumulate(losses, min))
+    return curve_svg({"each step": losses, "best so far": best}, "step", "loss")
 
 
 def _told(update: Update, made: Reconstructed) -> str:

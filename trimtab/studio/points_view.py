@@ -49,12 +49,12 @@ def figure(clouds: Sequence[Tensor], names: Sequence[str], *, given: int = 0) ->
             },
         )  # fmt: skip
         made.add_scatter3d(
-            x=[across], y=[-0.95], z=[down - 1.18], mode="text", text=[name], hoverinfo="skip",
+            x=[across], y=[-0.8], z=[down - 1.08], mode="text", text=[name], hoverinfo="skip",
             textfont={"size": 13, "color": _GREY},
         )  # fmt: skip
     width, height = _ACROSS * columns / 2, _DOWN * rows / 2
     # What is seen at a distance d is 0.83 d high, and the style sheet makes it 1.6 times as wide.
-    away = 0.25 + 1.05 * max(2 * height, 2 * width / 1.6) / 2 / 0.83
+    away = 0.3 + 1.1 * max(2 * height, 2 * width / 1.6) / 2 / 0.83
     made.update_layout(
         template="none",
         margin={"l": 0, "r": 0, "t": 0, "b": 0},
@@ -67,7 +67,10 @@ def figure(clouds: Sequence[Tensor], names: Sequence[str], *, given: int = 0) ->
             "aspectmode": "manual",
             "aspectratio": {"x": width, "y": 1, "z": height},
             "bgcolor": "rgba(0,0,0,0)",
-            "camera": {"eye": {"x": 0.3 * away, "y": -0.91 * away, "z": 0.28 * away}},
+            "camera": {
+                "eye": {"x": 0.3 * away, "y": -0.91 * away, "z": 0.28 * away},
+                "center": {"x": 0, "y": 0, "z": -0.06},
+            },
             "uirevision": f"{columns} {rows}",
         },
         uirevision="kept",
