@@ -1,6 +1,7 @@
 """The app as a person meets it: from the first click to the file."""
 
 import json
+import os
 import re
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from trimtab.commands.demo_edit import drawn_picture
 from trimtab.commands.pictures import save_png
 from trimtab.studio.metadata import made_by
 
-PATIENCE = 120_000
+PATIENCE = int(os.environ.get("TRIMTAB_PATIENCE", "120")) * 1_000
 DONE = re.compile("Done in")
 TABS = ("Create", "Improve", "Edit", "Points")
 

@@ -38,15 +38,28 @@ def call(function: str, *arguments: Any, **keywords: Any) -> str:
     return f"{function}(\n{inner})"
 
 
-def load_pipeline_code(model: str) -> tuple[list[str], str]:
-    """Imports, and the line that loads the app's model as ``pipe``: as the app does, on this machine."""
+def load_pipeline_code(model: str, *, few_steps: bool = False) -> tuple[list[str], str]:
+    """Imports, and the lines that load the app's model as ``pipe``: as the app does, on this machine.
+
+    Args:
+        model: its name in the app.
+        few_steps: whether with the bundled model's distilled transformer.
+    """
     device = device_of_code()
     dtype = Raw("torch.bfloat16" if device == "cuda" else "torch.float32")
     where = Raw('asset_path("emoji-scenes")') if model == BUNDLED else model
-    line = call("pipe = DiffusionPipeline.from_pretrained", where, dtype=dtype)
     imports = ["import torch", "from diffusers import DiffusionPipeline"]
+    lines, others = [], {}
+    if few_steps:
+        imports[1] += ", SD3Transformer2DModel"
+        make = "transformer = SD3Transformer2DModel.from_pretrained"
+        lines.append(call(make, where, subfolder="transformer_4_steps", dtype=dtype))
+        others["transformer"] = Raw("transformer")
     imports += ["from trimtab.assets import asset_path"] if model == BUNDLED else []
-    return imports, line if device == "cpu" else f'{line}.to("{device}")'
+    lines.append(call("pipe = DiffusionPipeline.from_pretrained", where, **others, dtype=dtype))
+    if device != "cpu":
+        lines[-1] += f'.to("{device}")'
+    return imports, "\n".join(lines)
 
 
 def device_of_code() -> str:

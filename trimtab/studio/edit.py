@@ -72,6 +72,7 @@ def build_tab(studio: Studio) -> Tab:
             strip = gr.Gallery(
                 label="Iterates, from the freest to the closest", columns=6, height=190, object_fit="contain",
                 type="pil", format="png", interactive=False, buttons=["fullscreen"], elem_id="edit-strip",
+                elem_classes="strip",
             )  # fmt: skip
             chosen = gr.Slider(
                 0, 1, 0, step=1, label="Iterate", info="The one to keep: to show above, download, send and copy",

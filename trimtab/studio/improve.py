@@ -12,6 +12,7 @@ import numpy as np
 
 from .chart import curve_svg
 from .improve_job import Improved, ImproveJob, python_code
+from .limits import BUNDLED
 from .metadata import made_by, plain_settings
 from .tab import Studio, Tab, seed_input
 from .words import in_plain_words, status_html
@@ -22,7 +23,7 @@ ID = "improve"
 TITLE = "Improve"
 
 EXAMPLES = [
-    "three owls on a pink background",
+    "three cars on a mint background",
     "a cat to the left of an owl on a sky background",
     "two red hearts on a mint background",
     "a panda above a star on a lavender background",
@@ -68,7 +69,7 @@ def build_tab(studio: Studio) -> Tab:
             curve = gr.HTML(_curve(Improved()), label="Reward", elem_id="improve-curve", elem_classes="curve")
             strip = gr.Gallery(
                 label="Improvements", columns=6, height=190, object_fit="contain", type="pil", format="png",
-                interactive=False, buttons=["fullscreen"], elem_id="improve-strip",
+                interactive=False, buttons=["fullscreen"], elem_id="improve-strip", elem_classes="strip",
             )  # fmt: skip
             with gr.Row(elem_classes="tools") as send_row:
                 picture_file = gr.DownloadButton("Download", size="sm", interactive=False, elem_id="improve-png")
@@ -84,7 +85,7 @@ def build_tab(studio: Studio) -> Tab:
             iterations = gr.Slider(
                 1, 100, 20, step=1, label="Iterations", info="Pictures made on the way", elem_id="improve-iterations"
             )
-            seed = seed_input("improve-seed")
+            seed = seed_input("improve-seed", 109)
             with gr.Accordion("Colours too", open=False):
                 palette = gr.Textbox(
                     "", label="Colours", info="With commas between them, such as pink, #ffd1dc", max_length=200
@@ -98,8 +99,16 @@ def build_tab(studio: Studio) -> Tab:
                     value="gradient", label="Search",
                 )  # fmt: skip
                 learning_rate = gr.Slider(0.005, 0.2, 0.03, step=0.005, label="Step of the gradient")
-                steps = gr.Slider(1, 50, 8, step=1, label="Steps of the sampler", elem_id="improve-steps")
-                guidance_scale = gr.Slider(0.0, 20.0, 5.0, step=0.1, label="Guidance scale")
+                few_steps = gr.Checkbox(
+                    True, label="Fast: the bundled model in four steps", visible=BUNDLED in studio.limits.models,
+                    info="Its transformer, distilled from twenty guided steps", elem_id="improve-fast",
+                )  # fmt: skip
+                steps = gr.Slider(
+                    1, 50, 8, step=1, label="Steps of the sampler", info="Where it is not fast", elem_id="improve-steps"
+                )
+                guidance_scale = gr.Slider(
+                    0.0, 20.0, 5.0, step=0.1, label="Guidance scale", info="Where it is not fast"
+                )
 
     @in_plain_words
     def improve(
@@ -115,6 +124,7 @@ def build_tab(studio: Studio) -> Tab:
         learning_rate: float,
         steps: int,
         guidance_scale: float,
+        few_steps: bool,
         model: str,
         request: gr.Request,
     ) -> Iterator[tuple[Any, ...]]:
@@ -131,6 +141,7 @@ def build_tab(studio: Studio) -> Tab:
             learning_rate=learning_rate,
             steps=_whole(steps),
             guidance_scale=guidance_scale,
+            few_steps=few_steps,
             seed=_whole(seed),
             model=model,
         )
@@ -152,14 +163,14 @@ def build_tab(studio: Studio) -> Tab:
 
     inputs = [
         prompt, reward, reward_weight, palette, palette_weight, iterations, seed, negative_prompt, optimizer,
-        learning_rate, steps, guidance_scale,
+        learning_rate, steps, guidance_scale, few_steps,
     ]  # fmt: skip
     outputs = [best, compare, curve, strip, picture_file, report_file, code, status]
     studio.on_run(ID, [start.click, prompt.submit], improve, inputs, outputs, api_name="improve", status=status)
     studio.stop_button(ID, stop)
     names = (
         "prompt", "reward", "reward_weight", "palette", "palette_weight", "iterations", "seed", "negative_prompt",
-        "optimizer", "learning_rate", "steps", "guidance_scale",
+        "optimizer", "learning_rate", "steps", "guidance_scale", "few_steps",
     )  # fmt: skip
     settings = dict(zip(names, inputs, strict=True))
     return Tab(settings=settings, gives=best, send_row=send_row, job=ImproveJob)

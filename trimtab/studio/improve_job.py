@@ -64,6 +64,8 @@ class ImproveJob:
         learning_rate: the step of the gradient, relative to the noise.
         steps: of the sampler.
         guidance_scale: of the prompt.
+        few_steps: whether the bundled model makes each picture in four evaluations, by its distilled transformer;
+            ``steps`` and ``guidance_scale`` then mean nothing. Of other models it means nothing.
         seed: of the first noise.
         model: its name.
 
@@ -82,6 +84,7 @@ class ImproveJob:
     learning_rate: float = 0.03
     steps: int = 8
     guidance_scale: float = 5.0
+    few_steps: bool = True
     seed: int = 0
     model: str = BUNDLED
 
@@ -115,7 +118,7 @@ class ImproveJob:
 
     def seconds(self) -> float:
         """How long it takes on a GPU, about."""
-        return 10.0 + self.iterations * (0.3 + 0.12 * self.steps)
+        return 10.0 + self.iterations * (0.3 + 0.12 * self._call()["num_inference_steps"])
 
     def run(self, loaded: LoadedModel, run: Run) -> None:
         """Improves the picture; each iteration is emitted, and the run may end after any.
@@ -130,14 +133,16 @@ class ImproveJob:
 
         made = Improved(notes=loaded.unknown_words(self.prompt, self.negative_prompt))
         run.note("Loading the reward")
-        pipe = NoiseOptimizationPipeline.from_pipe(loaded.pipe, reward=self._rewards(loaded.pipe._execution_device))
+        stock = _with_few_steps(loaded.pipe) if self._distilled else loaded.pipe
+        pipe = NoiseOptimizationPipeline.from_pipe(stock, reward=self._rewards(stock._execution_device))
         height, width = loaded.size_within(run.largest_picture)
 
         def preview(picture: Image) -> None:
             if made.first is None:
                 run.emit(replace(made, preview=picture), "Making the first picture")
 
-        watch = run.step(self.steps, "First picture, step", on_preview=preview, height=height, width=width)
+        steps = self._call()["num_inference_steps"]
+        watch = run.step(steps, "First picture, step", on_preview=preview, height=height, width=width)
 
         def step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             if made.first is None:
@@ -153,9 +158,16 @@ class ImproveJob:
             run.emit(made, f"Iteration {state.step + 1} of {self.iterations}, best reward {best:.4g}")
             run.check()
 
+    @property
+    def _distilled(self) -> bool:
+        return self.few_steps and self.model == BUNDLED
+
     def _call(self) -> dict[str, Any]:
         """Arguments of the pipeline's call that a job sets."""
+        from trimtab.commands.few_steps import FEW_STEPS_CALL
+
         gradient = self.optimizer == "gradient"
+        few = FEW_STEPS_CALL if self._distilled else {}
         return {
             "negative_prompt": self.negative_prompt or None,
             "num_optimization_steps": self.iterations,
@@ -163,6 +175,7 @@ class ImproveJob:
             "optimizer_kwargs": {"lr": self.learning_rate} if gradient else None,
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance_scale,
+            **few,
         }
 
     def _rewards(self, device: Any) -> Any:
@@ -189,7 +202,7 @@ def python_code(job: ImproveJob, size: tuple[int, int] | None = None) -> str:
         rewards.append(f"({call('PaletteReward', colours_of(job.palette))}{on_device}, {job.palette_weight!r})")
     names = ["WeightedReward", *(["load_reward"] if job.reward_weight else [])]
     names += ["PaletteReward"] if job.palette_weight else []
-    imports, loading = load_pipeline_code(job.model)
+    imports, loading = load_pipeline_code(job.model, few_steps=job._distilled)
     sizes = {} if size is None else {"height": size[0], "width": size[1]}
     lines = [
         *imports,
@@ -235,6 +248,13 @@ def colours_of(palette: str) -> list[str]:
         except ValueError:
             raise ValueError(f"{word[:40]!r} is no colour; colours are such as pink or #ffd1dc.") from None
     return words
+
+
+@functools.lru_cache(maxsize=1)
+def _with_few_steps(pipe: Any) -> Any:
+    from trimtab.commands.few_steps import with_few_steps
+
+    return with_few_steps(pipe)
 
 
 @functools.lru_cache(maxsize=4)

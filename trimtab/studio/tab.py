@@ -178,11 +178,11 @@ class Studio:
         return clicked
 
 
-def seed_input(elem_id: str) -> gr.Number:
+def seed_input(elem_id: str, value: int = 0) -> gr.Number:
     """A seed, with a button that gives another."""
     with gr.Row(elem_classes="seed"):
         seed = gr.Number(
-            0, label="Seed", info="Another number, another picture", precision=0, minimum=0, min_width=120,
+            value, label="Seed", info="Another number, another picture", precision=0, minimum=0, min_width=120,
             elem_id=elem_id,
         )  # fmt: skip
         button = gr.Button("New seed", size="sm", scale=0, min_width=100)
