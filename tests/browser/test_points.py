@@ -10,8 +10,8 @@ from trimtab.recipes.point_clouds import draw_cloud
 PATIENCE = 300_000
 """Milliseconds: without a graphics card the browser draws points slowly."""
 DONE = re.compile("Done in")
-SHOWN = """identity => document.querySelector(`#${identity} .js-plotly-plot`)?.data
-    .filter((trace) => trace.mode === 'markers').map((trace) => trace.x.length)"""
+SHOWN = """identity => document.querySelector(`#${identity} .js-plotly-plot`)?._fullData
+    ?.filter((trace) => trace.mode === 'markers').map((trace) => trace.x.length ?? trace._length)"""
 
 
 def open_points(page):

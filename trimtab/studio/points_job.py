@@ -41,8 +41,8 @@ LOSSES = {
 MOST_STEPS, MOST_CLOUDS = 300, 12
 _MODEL = "point-clouds"
 _LEARNING_RATE = 0.005
-_PAUSE = 0.5
-"""Seconds between two pictures of a descent."""
+_PAUSE, _LONGER = 1.0, 1.25
+"""Seconds between two pictures of a descent, and by what they grow: a browser without a graphics card draws slowly."""
 
 
 def _load(name: str) -> Any:
@@ -130,7 +130,7 @@ class ReconstructJob(_PointsJob):
         run.emit(made, "The encoder's reconstruction is there.")
         if self.loss == "none":
             return
-        emitted = time.monotonic()
+        emitted, pause = time.monotonic(), _PAUSE
         try:
             for state in refine_latents(
                 pipe.autoencoder, codes.latents, unit[None], loss=self.loss, num_steps=self.steps,
@@ -139,9 +139,9 @@ class ReconstructJob(_PointsJob):
                 best, losses = state.best_clouds[0], (*made.losses, float(state.losses[0]))
                 made = replace(made, step=state.step, best=best, cloud=best * radius + centre, losses=losses)
                 note = f"Step {state.step} of {self.steps}, loss {losses[-1]:.5f}"
-                if time.monotonic() - emitted > _PAUSE:
+                if time.monotonic() - emitted > pause:
                     run.emit(replace(made, distances=_distances(unit, best)), note)
-                    emitted = time.monotonic()
+                    emitted, pause = time.monotonic(), _LONGER * pause
                 run.note(note)
                 run.check()
         finally:
