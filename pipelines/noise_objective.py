@@ -17,6 +17,9 @@ from .noise_weights import worst_case_weights
 __all__ = ["Evaluation", "NoiseObjective", "Sampler"]
 
 
+Constraints = Callable[[Tensor, Tensor], Tensor]
+
+
 class Sampler(Protocol):
     """A function of noise in two parts, as `GenerationMap` with output "latent" is one."""
 
@@ -37,7 +40,11 @@ class Evaluation:
         monitor: (R,) float32 on the CPU, of the held-out reward, if there is one.
         images: (R, 3, H, W).
         gradients: of the rewards with respect to the noise, as it is shaped, if asked for.
-        violations: (R,) float32 on the CPU, the sum of what constraints are above 0, if there are any.
+        violations: (R,) float32 on the CPU, the sum of what constraints are above 0, or equality constraints above
+            their tolerance, if there are any.
+        residuals: (R, m), the equality constraints, with gradients.
+        jacobians: (R, m, ...), their gradients with respect to the noise.
+        kkt: (R,) float32 on the CPU, ||(gradient of the reward + G^T lambda, c)|| at the best lambda, with gradients.
     """
 
     rewards: Tensor
@@ -46,6 +53,9 @@ class Evaluation:
     images: Tensor
     gradients: Tensor | None
     violations: Tensor | None = None
+    residuals: Tensor | None = None
+    jacobians: Tensor | None = None
+    kkt: Tensor | None = None
 
 
 class NoiseObjective:
@@ -61,6 +71,8 @@ class NoiseObjective:
         batch_size: rows at once; None is all of them.
         monitor: a held-out reward.
         constraints: pictures and their noise to (R,) or (R, p), feasible where all are <= 0.
+        equality_constraints: likewise with gradients, feasible where all are 0.
+        equality_tolerance: what an equality constraint may be off.
     """
 
     def __init__(
@@ -72,7 +84,9 @@ class NoiseObjective:
         gradient: Literal["full", "jacobian-free"] = "full",
         batch_size: int | None = None,
         monitor: RewardModel | None = None,
-        constraints: Callable[[Tensor, Tensor], Tensor] | None = None,
+        constraints: Constraints | None = None,
+        equality_constraints: Constraints | None = None,
+        equality_tolerance: float = 1e-3,
     ) -> None:
         self.sampler = sampler
         self.reward = reward
@@ -81,6 +95,8 @@ class NoiseObjective:
         self.batch_size = batch_size
         self.monitor = monitor
         self.constraints = constraints
+        self.equality_constraints = equality_constraints
+        self.equality_tolerance = equality_tolerance
         self.weights = worst_case_weights(reward, len(self.prompts))
 
     def __call__(self, latents: Tensor, index: Sequence[int], *, with_gradient: bool) -> Evaluation:
@@ -100,12 +116,8 @@ class NoiseObjective:
             for start in range(0, len(latents), size)
         ]
         return Evaluation(
-            rewards=torch.cat([part.rewards for part in parts]),
             terms={name: torch.cat([part.terms[name] for part in parts]) for name in parts[0].terms},
-            monitor=None if self.monitor is None else torch.cat([part.monitor for part in parts]),
-            images=torch.cat([part.images for part in parts]),
-            gradients=torch.cat([part.gradients for part in parts]) if with_gradient else None,
-            violations=None if self.constraints is None else torch.cat([part.violations for part in parts]),
+            **{name: _joined([getattr(part, name) for part in parts]) for name in _ROWS},
         )
 
     def _part(self, latents: Tensor, index: list[int], with_gradient: bool) -> Evaluation:
@@ -125,8 +137,14 @@ class NoiseObjective:
                 values = climbed = self.reward.combine(terms)
             else:
                 climbed, values = self.weights(terms, index, with_gradient)
-            gradients = self._differentiated(climbed, noise) if with_gradient else None
+            off = self._equalities(images, noise)
+            gradients = self._differentiated(climbed, noise, off is not None) if with_gradient else None
+            jacobians = _jacobians(off, noise) if with_gradient and off is not None else None
         images = images.detach()
+        violations = None if self.constraints is None else self._violations(images, latents.detach())
+        if off is not None:
+            excess = (off.detach().float().abs() - self.equality_tolerance).clamp_min(0).sum(1).cpu()
+            violations = torch.where(torch.isfinite(excess), excess, torch.inf)
         monitor = None
         if self.monitor is not None:
             with torch.no_grad():
@@ -138,7 +156,10 @@ class NoiseObjective:
             monitor=monitor,
             images=images,
             gradients=gradients,
-            violations=None if self.constraints is None else self._violations(images, latents.detach()),
+            violations=violations,
+            residuals=None if jacobians is None else off.detach(),
+            jacobians=jacobians,
+            kkt=None if jacobians is None else _kkt(gradients, off.detach(), jacobians),
         )
 
     @torch.no_grad()
@@ -151,17 +172,57 @@ class NoiseObjective:
         excess = values.float().reshape(len(images), -1).clamp_min(0).sum(1).cpu()
         return torch.where(torch.isfinite(excess), excess, torch.inf)
 
-    def _differentiated(self, values: Tensor, noise: Tensor) -> Tensor:
+    def _equalities(self, images: Tensor, noise: Tensor) -> Tensor | None:
+        if self.equality_constraints is None:
+            return None
+        values = self.equality_constraints(images, noise)
+        if not isinstance(values, Tensor) or values.ndim not in (1, 2) or len(values) != len(images):
+            got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+            takes = f"({len(images)},) or ({len(images)}, m)"
+            raise ValueError(f"`equality_constraints` gives {got}; takes one that gives {takes}")
+        return values.reshape(len(images), -1)
+
+    def _differentiated(self, values: Tensor, noise: Tensor, retain: bool = False) -> Tensor:
         gradient = None
         if values.requires_grad:
             # Rows don't mix, so the gradient of the sum is each one's own.
-            (gradient,) = torch.autograd.grad(values.sum(), noise, allow_unused=True)
+            (gradient,) = torch.autograd.grad(values.sum(), noise, allow_unused=True, retain_graph=retain)
         if gradient is None:
             raise ValueError(
                 f"`reward` {self.reward.name!r} has no gradient with respect to the pictures; takes a reward that has "
                 'one, or an optimizer that needs none, such as optimizer="best-of-n"'
             )
         return gradient.detach()
+
+
+_ROWS = ("rewards", "monitor", "images", "gradients", "violations", "residuals", "jacobians", "kkt")
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    return None if parts[0] is None else torch.cat(parts)
+
+
+def _jacobians(off: Tensor, noise: Tensor) -> Tensor:
+    """Each row's constraints' gradients, (R, m, ...)."""
+    columns = []
+    for column in off.unbind(1):
+        gradient = None
+        if column.requires_grad:
+            (gradient,) = torch.autograd.grad(column.sum(), noise, allow_unused=True, retain_graph=True)
+        if gradient is None:
+            raise ValueError("`equality_constraints` has no gradient with respect to the noise; takes one that has")
+        columns.append(gradient.detach())
+    return torch.stack(columns, 1)
+
+
+def _kkt(gradients: Tensor, off: Tensor, jacobians: Tensor) -> Tensor:
+    found = []
+    for g, c, J in zip(gradients, off, jacobians, strict=True):
+        flat, rows = g.flatten().double(), J.flatten(1).double()
+        lam = torch.linalg.lstsq((rows @ rows.T).cpu(), (rows @ flat).cpu()[:, None], driver="gelsd").solution[:, 0]
+        left = torch.cat([flat.cpu() - rows.T.cpu() @ lam, c.double().cpu()])
+        found.append(torch.linalg.vector_norm(left))
+    return torch.stack(found).float()
 
 
 def _device(reward: RewardModel, images: Tensor) -> torch.device:

@@ -34,6 +34,8 @@ class NoiseOptimizationPipelineOutput(BaseOutput):
         num_evaluations: pictures made for each sample.
         interrupted: whether the keyboard ended the run.
         feasible: for each sample whether its best picture satisfies the constraints; None without any.
+        kkt: (steps, B) under equality constraints, ||(gradient + G^T lambda, c)|| of each iteration's noise; NaN for
+            the last, whose gradient isn't taken.
         multi_step_images: the many-step model's pictures of `latents`, if there was one.
     """
 
@@ -49,6 +51,7 @@ class NoiseOptimizationPipelineOutput(BaseOutput):
     num_evaluations: int
     interrupted: bool = False
     feasible: list[bool] | None = None
+    kkt: Tensor | None = None
     multi_step_images: list[PIL.Image.Image] | np.ndarray | Tensor | None = None
 
 
@@ -60,12 +63,14 @@ class Recorder:
         self.last: NoiseOptimizationState | None = None
         self._first: tuple[Tensor, Tensor] | None = None
         self._numbers: list[tuple[Tensor, Tensor, dict[str, Tensor], Tensor | None]] = []
+        self._kkt: list[Tensor | None] = []
 
     def take(self, state: NoiseOptimizationState) -> None:
         """Adds an iteration; of its pictures only the first's are kept."""
         if self._first is None:
             self._first = state.best_images, state.best_latents
         self.last = state
+        self._kkt.append(state.kkt)
         self._numbers.append((state.rewards, state.norms, state.terms, state.monitor))
 
     def troubles(self) -> list[str]:
@@ -95,7 +100,14 @@ class Recorder:
             num_evaluations=state.num_evaluations,
             interrupted=self.interrupted,
             feasible=None if state.violations is None else (state.violations <= 0).tolist(),
+            kkt=self._all_kkt(),
         )
+
+    def _all_kkt(self) -> Tensor | None:
+        if all(values is None for values in self._kkt):
+            return None
+        blank = torch.full_like(self._numbers[0][0], float("nan"))
+        return torch.stack([blank if values is None else values for values in self._kkt])
 
     @staticmethod
     def pictures(images: Tensor, output_type: str) -> Any:

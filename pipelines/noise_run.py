@@ -34,6 +34,7 @@ class NoiseOptimizationState:
         stopped: for each sample why it has ended, or None.
         num_evaluations: pictures made for each sample so far.
         violations: (B,) of the best pictures, 0 where they are feasible; None without constraints.
+        kkt: (B,) of this iteration's noise under equality constraints, where it has gradients.
     """
 
     step: int
@@ -50,6 +51,7 @@ class NoiseOptimizationState:
     stopped: tuple[str | None, ...]
     num_evaluations: int
     violations: Tensor | None = None
+    kkt: Tensor | None = None
 
 
 class NoiseRun:
@@ -93,8 +95,15 @@ class NoiseRun:
             yield state
             if not best.active:
                 return
-            if not last:
+            if not last and evaluation.residuals is None:
                 self.optimizer.tell(rewards, gradients)
+            elif not last:
+                told = (
+                    _by_sample(values, rows, len(proposals)) for values in (evaluation.residuals, evaluation.jacobians)
+                )
+                going = state.rewards.clone()
+                going[[row for row, reason in enumerate(state.stopped) if reason is not None]] = float("nan")
+                self.optimizer.tell_constrained(going, gradients.squeeze(1), *told)
 
     def _evaluate(self, proposals: Tensor, rows: list[int], with_gradient: bool) -> Evaluation:
         candidates = proposals.shape[1]
@@ -169,6 +178,7 @@ class _Best:
             stopped=tuple(self.stopped),
             num_evaluations=self.evaluations,
             violations=self.violations,
+            kkt=_spread(evaluation.kkt, rows, picked, batch),
         )
         return state, told, gradients
 
@@ -249,6 +259,12 @@ def _spread(values: Tensor | None, rows: list[int], picked: Tensor, batch: int) 
         return None
     result = torch.full((batch,), float("nan"))
     result[rows] = values[picked]
+    return result
+
+
+def _by_sample(values: Tensor, rows: list[int], batch: int) -> Tensor:
+    result = values.new_zeros(batch, *values.shape[1:])
+    result[rows] = values
     return result
 
 
