@@ -7,8 +7,9 @@ from typing import Any
 
 __all__ = ["ITERATIONS", "METHODS", "STEP_SIZES", "Cell", "cells_of"]
 
-ITERATIONS = {"none": 2, "inverse": 1}
-STEP_SIZES = {"none": 0.02, "inverse": None}  # of a guided flow, ten times less than an unguided one takes
+ITERATIONS = {"local": 1, "none": 2, "inverse": 1}
+STEP_SIZES = {"local": 0.02, "none": 0.02, "inverse": None}  # of a guided flow, ten times less than of an unguided one
+LOCALITY = 0.3
 # Evaluations of a step, source and target, where the target is guided.
 _COSTS = {
     "sdedit": 2,
@@ -22,7 +23,7 @@ _COSTS = {
 _STRENGTHS = {
     "sdedit": (0.5, 0.7, 0.85),
     "flowedit": (0.5, 0.65, 0.8, 1.0),
-    "flowopt": (0.6, 0.8),
+    "flowopt": (0.6, 0.8, 1.0),
 }
 METHODS = (*_COSTS, "flowopt")
 
@@ -53,8 +54,8 @@ def cells_of(method: str, budget: int, guidance_scale: float) -> list[Cell]:
     shared = {"guidance_scale": guidance_scale}
     if method == "flowopt":  # its cells are runs; each gives a point an iterate
         return [
-            Cell(method, f"{acceleration}, strength {strength:g}", shared | _flowopt(acceleration, strength, budget))
-            for acceleration in ITERATIONS
+            Cell(method, f"{form}, strength {strength:g}", shared | _flowopt(form, strength, budget))
+            for form in ITERATIONS
             for strength in _STRENGTHS[method]
         ]
     steps = round(budget / _COSTS[method])
@@ -69,11 +70,16 @@ def cells_of(method: str, budget: int, guidance_scale: float) -> list[Cell]:
     return [Cell(method, f"strength {strength:g}", shared | _at(strength, steps)) for strength in strengths]
 
 
-def _flowopt(acceleration: str, strength: float, budget: int) -> dict[str, Any]:
-    iterations, inverse = ITERATIONS[acceleration], acceleration == "inverse"
+def _flowopt(form: str, strength: float, budget: int) -> dict[str, Any]:
+    """Of the paper's update, "none", of "inverse", or of the update under a locality, "local"."""
+    iterations = ITERATIONS[form]
+    options: dict[str, Any] = {"step_size": STEP_SIZES[form], "num_optimization_steps": iterations}
+    if form == "local":
+        return options | {"locality": LOCALITY} | _at(strength, round((budget - 1) / (2 * iterations + 3)))
+    options["acceleration"] = form
+    inverse = form == "inverse"
     steps = (budget / (iterations + 1) - 1) / 3 if inverse else (budget - 1) / (2 * iterations + 3)
-    options = {"acceleration": acceleration, "step_size": STEP_SIZES[acceleration]}
-    return options | {"num_optimization_steps": iterations} | _at(strength, round(steps))
+    return options | _at(strength, round(steps))
 
 
 def _at(strength: float, steps: int) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class FlowOptPipelineMixin(SharedComponentsMixin):
         source_guidance_scale: float = 1.0,
         negative_prompt: str | Sequence[str] | None = None,
         acceleration: Literal["none", "anderson", "inverse"] = "none",
+        locality: float | None = None,
         mask_image: Any = None,
         blend: Literal["feather", "none"] | None = None,
         selection: Literal["last"] | Callable[[torch.Tensor, list[Any]], torch.Tensor] = "last",
@@ -93,6 +94,9 @@ class FlowOptPipelineMixin(SharedComponentsMixin):
             acceleration: "none" is the paper's update. The others reach the source sooner, which an edit seldom wants:
                 "anderson" extrapolates the update at the same cost; "inverse" inverts again each time, at two passes
                 an iteration, and is by far the fastest.
+            locality: > 0, keeps the edit to where it is: from the second iterate on, what differs from the source by
+                well less than this share of the latents' deviation is drawn to the source, and what differs by more
+                is not undone (`trimtab.pipelines.flowopt_locality`). 0.3 is a good value; None is the paper's method.
             mask_image: white where the picture may change, as `image` or one for all pictures; the rest is kept,
                 pixel by pixel. None lets all of it change.
             blend: how the edit is set into the picture under a mask: "feather" fades it in from the mask's edge
@@ -133,6 +137,7 @@ class FlowOptPipelineMixin(SharedComponentsMixin):
             source_guidance_scale=source_guidance_scale,
             negative_prompt=negative_prompt,
             acceleration=acceleration,
+            locality=locality,
             mask_image=mask_image,
             blend=blend,
             selection=selection,

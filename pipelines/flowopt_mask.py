@@ -44,7 +44,7 @@ class MaskedPath:
         then: the user's own callback at a step's end, called first.
 
     Attributes:
-        mask: what `latent_mask` gave.
+        mask: what `latent_mask` gave, or any weights in [0, 1]. Until it is set, nothing happens.
         target: (B, *latent_shape) float32, y.
         reference: (B, *latent_shape) float32, where the inversion of y ended. Until it is set, nothing happens.
     """
@@ -59,7 +59,7 @@ class MaskedPath:
         """A stock pipeline's `callback_on_step_end`."""
         if self._then is not None:
             tensors = {**tensors, **self._then(pipe, step, timestep, tensors)}
-        if self.reference is None:
+        if self.reference is None or self.mask is None:
             return tensors
         latents = tensors["latents"]
         y, x = self.target.to(latents.device), self.reference.to(latents.device)

@@ -11,6 +11,7 @@ from trimtab.optim.solvers import StepSizeReport, estimate_step_size, fixed_poin
 from trimtab.optim.solvers.fixed_point import check_solver_options
 
 from .flowopt_choice import Chooser
+from .flowopt_locality import Locality, checked_locality
 from .flowopt_mask import BLENDS
 from .flowopt_output import FlowOptPipelineOutput, FlowOptState, as_output_type
 from .flowopt_task import EditTask, prepare_edit
@@ -34,6 +35,7 @@ class Iterations:
         step_size: a number, one for each picture, or None: half the bound of the theorem, estimated from pairs; 1 for
             "inverse", where f(g(u)) is about u.
         spread: with "none" and None, half the bound is shared out among the updates.
+        locality: of `Locality`; None is the paper's residual.
         solver_kwargs: further options of `trimtab.optim.fixed_point`.
         decode: latents to pictures, for the states.
         generator: of the pairs.
@@ -55,11 +57,13 @@ class Iterations:
         decode: Callable[[torch.Tensor], torch.Tensor],
         generator: torch.Generator | None,
         spread: bool = False,
+        locality: float | None = None,
     ) -> None:
         self._parts = max(1, num_optimization_steps) if spread and acceleration == "none" else 1
         self._task, self.decode = task, decode
         self._steps, self._acceleration, self._solver_kwargs = num_optimization_steps, acceleration, solver_kwargs
         self._generator, self._given = generator, step_size
+        self._locality = None if locality is None else Locality(locality, task.target, task.path)
         self.step_size: torch.Tensor | None = None
         self.report: StepSizeReport | None = None
 
@@ -99,13 +103,15 @@ class Iterations:
             yield self._state(state.iteration, state.value, shown, state.residual)
 
     def _solve(self, f: Callable[[torch.Tensor], torch.Tensor], x0: torch.Tensor, acceleration: str) -> Iterator[Any]:
+        local = self._locality
         return fixed_point(
-            f,
+            f if local is None else lambda x: local.watch(f(x)),
             self._task.target,
             x0,
             step_size=self.step_size,
             max_iterations=self._steps,
             acceleration=acceleration,
+            project=None if local is None else local.weighted,
             **self._solver_kwargs,
         )
 
@@ -202,6 +208,7 @@ def begin(
     solver_kwargs: dict[str, Any] | None,
     output_type: str = "pil",
     blend: str | None = None,
+    locality: float | None = None,
     inversion: bool = False,
     **task_options: Any,
 ) -> Run:
@@ -226,6 +233,8 @@ def begin(
         raise ValueError(f"`selection` is {selection!r}; takes 'last' or a function of images and prompts")
     if blend not in (None, "none", *BLENDS):
         raise ValueError(f"`blend` is {blend!r}; takes None, 'none' or one of {', '.join(map(repr, BLENDS))}")
+    if checked_locality(locality) is not None and acceleration != "none":
+        raise ValueError(f"`locality` is {locality} with `acceleration` {acceleration!r}; takes 'none' with it")
     if step_size is not None and not bool((torch.as_tensor(step_size) > 0).all()):
         raise ValueError(f"`step_size` is {step_size}; takes None or a number > 0")
     if generator is not None and not isinstance(generator, torch.Generator):
@@ -235,7 +244,7 @@ def begin(
     if step_size is not None and torch.as_tensor(step_size).numel() not in (1, len(images)):
         shape = tuple(torch.as_tensor(step_size).shape)
         raise ValueError(f"`step_size` has shape {shape}; takes a number or one for each of {len(images)} pictures")
-    task = prepare_edit(pipe, images, **task_options)
+    task = prepare_edit(pipe, images, local=locality is not None, **task_options)
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -253,6 +262,7 @@ def begin(
         decode=decode,
         generator=generator,
         spread=not inversion,
+        locality=locality,
     )
     chooser = Chooser(selection, task.prompts, task.pictures)
     return Run(task, iterations, chooser, steps=num_optimization_steps, inversion=inversion)

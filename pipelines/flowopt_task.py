@@ -90,6 +90,7 @@ def prepare_edit(
     height: int | None = None,
     width: int | None = None,
     mask_image: Any = None,
+    local: bool = False,
     source_kwargs: dict[str, Any] | None = None,
     **pipeline_kwargs: Any,
 ) -> EditTask:
@@ -108,6 +109,7 @@ def prepare_edit(
         height: of the result in pixels, together with `width`; None is by the rule of `size_of_batch`.
         width: of the result in pixels.
         mask_image: what `trimtab.pipelines.images.load_masks` takes; None lets all of the picture change.
+        local: whether the task has a path although there is no mask, for masks that are found on the way.
         source_kwargs: arguments of the stock call for the source prompt where they differ from those for the target,
             such as `prompt_embeds`.
         pipeline_kwargs: other arguments of the stock call, such as `max_sequence_length`.
@@ -146,8 +148,8 @@ def prepare_edit(
 
     shared = {"num_inference_steps": steps, "scheduler": sampler}
     path = None
-    if mask_image is not None:
-        masks = load_masks(mask_image, images)
+    masks = None if mask_image is None else load_masks(mask_image, images)
+    if local or masks is not None:
         path = MaskedPath(pipeline_kwargs.get("callback_on_step_end"))
         pipeline_kwargs = pipeline_kwargs | {"callback_on_step_end": path}
     of_target = conditioned_map(
@@ -168,7 +170,7 @@ def prepare_edit(
     target = of_target.encode(pictures.to(pipe._execution_device)).float()
     pipe.maybe_free_model_hooks()
     mask = None
-    if path is not None:
+    if masks is not None:
         mask = fit_images(masks, (width, height), Image.Resampling.BOX).mean(1, keepdim=True)
         factor = getattr(pipe, of_target.family.scale_factor)
         path.mask = latent_mask(mask, of_target.family, of_target.latent_shape, factor)
