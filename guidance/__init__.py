@@ -12,6 +12,7 @@ from .modular import NoisyLatentsStep, with_noisy_latents
 from .prediction import AffinePrediction, NoiseSchedule, from_x0, to_x0
 from .statistics import contrast, saturation
 from .tangential import TangentialClassifierFreeGuidance, tangential
+from .tuned_preset import TunedPreset
 from .weakened import AutoGuidance, PerturbedAttentionGuidance, SkipLayerGuidance, SmoothedEnergyGuidance
 from .wrapper import GuidanceRescale, IntervalGuidance
 from .zero_star import ClassifierFreeZeroStarGuidance
@@ -38,6 +39,7 @@ __all__ = [
     "SkipLayerGuidance",
     "SmoothedEnergyGuidance",
     "TangentialClassifierFreeGuidance",
+    "TunedPreset",
     "adaptive_projected_guidance",
     "attach",
     "contrast",

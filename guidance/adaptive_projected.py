@@ -7,6 +7,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.guiders.guider_utils import BaseGuidance  # noqa: F401  loading looks for it here
 
 from .base import Guidance, Scale, check_finite
+from .tuned_preset import TunedPreset
 
 __all__ = ["PRESETS", "RESCALE_RMS", "AdaptiveProjectedGuidance", "adaptive_projected_guidance", "project"]
 
@@ -206,24 +207,27 @@ class AdaptiveProjectedGuidance(Guidance):
 
     @classmethod
     def from_preset(cls, name: str, **overrides: object) -> "AdaptiveProjectedGuidance":
-        """The settings for a model by name; see ``PRESETS``.
+        """The settings for a model by name, see ``PRESETS``, or of a file that ``trimtab tune`` wrote.
 
         Args:
-            name: a key of ``PRESETS``.
+            name: a key of ``PRESETS``, or a path that ends in .json.
             overrides: arguments of the class that replace the preset's.
 
         Raises:
-            ValueError: for an unknown name.
+            ValueError: for an unknown name, or a file that is no preset.
+            FileNotFoundError: if there is no such file.
 
         Example:
             >>> AdaptiveProjectedGuidance.from_preset("sdxl", guidance_scale=8.0).guidance_scale
             8.0
         """
-        if name not in PRESETS:
-            raise ValueError(f"`name` must be one of {', '.join(sorted(PRESETS))}, got {name!r}")
-        preset = PRESETS[name]
         prefix = "adaptive_projected_guidance_"
-        settings = {key if key == "guidance_scale" else prefix + key: value for key, value in preset.items()}
+        if str(name).endswith(".json"):
+            settings = TunedPreset.load(name).guidance_arguments()
+        elif name not in PRESETS:
+            raise ValueError(f"`name` must be one of {', '.join(sorted(PRESETS))} or a .json file, got {name!r}")
+        else:
+            settings = {key if key == "guidance_scale" else prefix + key: v for key, v in PRESETS[name].items()}
         thresholds = {prefix + "rescale", prefix + "rescale_rms"}
         if thresholds & set(overrides):
             settings = {key: value for key, value in settings.items() if key not in thresholds}

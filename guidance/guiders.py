@@ -40,7 +40,7 @@ def make_guider(name: str, guidance_scale: float, pipe: Any = None) -> Guidance:
     """The guider that a name of the command line and of the app stands for, at this scale.
 
     Args:
-        name: one of ``GUIDERS``.
+        name: one of ``GUIDERS``, or a .json file that ``trimtab tune`` wrote.
         guidance_scale: in the rule's range.
         pipe: whose preset APG takes, if its folder or Hub id ends in the name of one.
 
@@ -55,6 +55,8 @@ def make_guider(name: str, guidance_scale: float, pipe: Any = None) -> Guidance:
         >>> make_guider("apg", 10.0).guidance_scale
         10.0
     """
+    if name.endswith(".json"):
+        return AdaptiveProjectedGuidance.from_preset(name, guidance_scale=guidance_scale)
     if name not in GUIDERS:
         raise ValueError(f"`name` is {name!r}; takes one of {', '.join(GUIDERS)}")
     model = Path(str(getattr(pipe, "name_or_path", ""))).name

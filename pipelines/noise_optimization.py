@@ -12,11 +12,14 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from trimtab.guidance.tuned_preset import TunedPreset
+from trimtab.optim.checks import checked_number
 from trimtab.rewards import RewardModel, WeightedReward, load_reward
 
 from .arguments import checked_count
 from .families import stock_class
 from .generation_map import GenerationMap
+from .noise_equality import EqualityAscent
 from .noise_objective import NoiseObjective
 from .noise_optimizers import NoiseOptimizer, make_noise_optimizer, noise_optimizer_class
 from .noise_output import NoiseOptimizationPipelineOutput, Recorder
@@ -82,6 +85,8 @@ class NoiseOptimizationPipelineMixin(SharedComponentsMixin):
         gradient: Literal["full", "jacobian-free"] = "full",
         preset: str | None = None,
         constraints: Callable[[Tensor, Tensor], Tensor] | None = None,
+        equality_constraints: Callable[[Tensor, Tensor], Tensor] | None = None,
+        equality_tolerance: float = 1e-3,
         monitor: Reward | None = None,
         monitor_patience: int | None = None,
         reward_prompt: str | Sequence[str] | None = None,
@@ -112,10 +117,16 @@ class NoiseOptimizationPipelineMixin(SharedComponentsMixin):
             gradient: "full" goes back through the sampler. "jacobian-free" takes the sampler's Jacobian for the
                 identity: no activations of the denoiser, at the memory of inference and a backward pass through the
                 decoder.
-            preset: a name in `NOISE_PRESETS`, such as "paper"; arguments given here hold against it.
+            preset: a name in `NOISE_PRESETS`, such as "paper", or a .json file of `trimtab tune`; arguments given here
+                hold against it.
             constraints: pictures (R, 3, H, W) and their noise to (R,) or (R, p), feasible where all are <= 0; with an
                 optimizer that needs no gradient. A feasible picture is better than any other, of the others one
                 with less violation. The result says for each sample whether it became feasible.
+            equality_constraints: pictures and their noise to (R,) or (R, m), with gradients, that are to be 0, such as
+                the noise's norm less its length and the pictures' mean colour less a given one. The optimizer
+                "gradient" then is `trimtab.pipelines.noise_equality.EqualityAscent`, whose settings
+                `optimizer_kwargs` takes; the result has the KKT residuals.
+            equality_tolerance: what an equality constraint may be off in a feasible picture.
             monitor: a held-out reward, reported at each iteration.
             monitor_patience: end a sample once the held-out reward has not risen for so many iterations, with the
                 best picture up to there.
@@ -153,6 +164,8 @@ class NoiseOptimizationPipelineMixin(SharedComponentsMixin):
             gradient=gradient,
             preset=preset,
             constraints=constraints,
+            equality_constraints=equality_constraints,
+            equality_tolerance=equality_tolerance,
             monitor=monitor,
             monitor_patience=monitor_patience,
             reward_prompt=reward_prompt,
@@ -223,6 +236,8 @@ class NoiseOptimizationPipelineMixin(SharedComponentsMixin):
         gradient: str,
         preset: str | None,
         constraints: Any,
+        equality_constraints: Any,
+        equality_tolerance: float,
         monitor: Any,
         monitor_patience: int | None,
         batch_size: int | None,
@@ -237,6 +252,9 @@ class NoiseOptimizationPipelineMixin(SharedComponentsMixin):
             raise ValueError(
                 "`reward` is None and the pipeline has none; takes a reward or its name, such as 'bundled'"
             )
+        if equality_constraints is not None:
+            _check_equalities(equality_constraints, equality_tolerance, optimizer, constraints, gradient)
+            optimizer = EqualityAscent
         cls = noise_optimizer_class(optimizer)
         if cls.needs_gradient and not model.differentiable:
             raise ValueError(
@@ -267,6 +285,8 @@ class NoiseOptimizationPipelineMixin(SharedComponentsMixin):
             batch_size=batch_size,
             monitor=None if monitor is None else as_reward(monitor),
             constraints=constraints,
+            equality_constraints=equality_constraints,
+            equality_tolerance=equality_tolerance,
         )
         made = make_noise_optimizer(optimizer, task.problem, settings)
         run = NoiseRun(
@@ -295,11 +315,22 @@ def as_reward(reward: Any) -> RewardModel:
     raise TypeError(f"`reward` is a {type(reward).__name__}; takes a RewardModel, a name or weights by name{hint}")
 
 
+def _check_equalities(function: Any, tolerance: float, optimizer: Any, constraints: Any, gradient: str) -> None:
+    if not callable(function):
+        raise TypeError(f"`equality_constraints` is a {type(function).__name__}; takes a function")
+    checked_number("equality_tolerance", tolerance, above=0)
+    if optimizer not in ("gradient", EqualityAscent) or constraints is not None or gradient != "full":
+        given = f"`optimizer` {optimizer!r}, `gradient` {gradient!r}, `constraints` {constraints!r}"
+        raise ValueError(f"`equality_constraints` goes with {given}; takes 'gradient', 'full' and None")
+
+
 def _preset(name: str | None) -> NoisePreset:
     if name is None:
         return NOISE_PRESETS["default"]
+    if str(name).endswith(".json"):
+        return NoisePreset({**NOISE_PRESETS["default"].optimizer, **TunedPreset.load(name).noise})
     if name not in NOISE_PRESETS:
-        raise ValueError(f"`preset` is {name!r}; takes one of {', '.join(NOISE_PRESETS)}")
+        raise ValueError(f"`preset` is {name!r}; takes one of {', '.join(NOISE_PRESETS)}, or a .json file")
     return NOISE_PRESETS[name]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from .aesthetic import AestheticReward
 from .base import RewardModel
 from .clip import CLIPReward
+from .function import CallableReward
 from .hps import HPSReward
 from .image_reward import ImageReward
 from .weighted import PRESETS, WeightedReward
@@ -160,6 +161,16 @@ def _bundled(**options: Any) -> RewardModel:
     return CLIPReward.from_pretrained(str(asset_path("emoji-clip")), **{"name": "bundled", **options})
 
 
+def _right_share(device: Any = None, dtype: Any = None) -> RewardModel:
+    """What `check_scene` finds right of a caption of the bundled model, without a gradient; it has no weights."""
+    from trimtab.recipes.emoji_scenes import check_scene
+
+    def share(images: Tensor, prompts: list[str]) -> list[float]:
+        return [verdict.right_share for verdict in check_scene(images.float(), prompts)]
+
+    return CallableReward(share, name="right-share")
+
+
 def _clip(**options: Any) -> RewardModel:
     return CLIPReward.from_pretrained(CLIP_H, **options)
 
@@ -190,6 +201,7 @@ def _preset(name: str) -> Callable[..., RewardModel]:
 
 REWARDS: dict[str, Callable[..., RewardModel]] = {
     "bundled": _bundled,
+    "right-share": _right_share,
     "clip": _clip,
     "pickscore": _pickscore,
     **{name: _converted(name) for name in _CONVERTED},

@@ -37,7 +37,8 @@ def add_parser(subparsers: Any) -> None:
         "--guidance",
         default="apg",
         metavar="NAME",
-        help="cfg (the pipeline's own), apg, or another that `trimtab info` lists (default: apg)",
+        help="cfg (the pipeline's own), apg, another that `trimtab info` lists, or a .json file that `trimtab tune` "
+        "wrote (default: apg)",
     )
     add(
         "--guidance-scale",
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
             )
             folder.mkdir(parents=True, exist_ok=True)
             for (index, prompt, seed), image in zip(batch, images, strict=True):
-                rule = f"{args.guidance}-{args.guidance_scale:g}"
+                rule = f"{Path(args.guidance).name.removesuffix('.json')}-{args.guidance_scale:g}"
                 path = folder / f"{index:04d}-{slug(prompt)}-{rule}-seed{seed}.png"
                 made_by = {"prompt": prompt, "seed": seed, "settings": _settings(args, pipe, image.size)}
                 save_png(image, path, made_by)

@@ -54,7 +54,7 @@ def add_parser(subparsers: Any) -> None:
     add("--num-optimization-steps", type=_positive, default=50, metavar="N", help="iterations (default: 50)")
     add("--optimizer", default="gradient", metavar="NAME", help="gradient or best-of-n (default: gradient)")
     add("--gradient", default="full", metavar="NAME", help="full or jacobian-free (default: full)")
-    add("--preset", metavar="NAME", help="settings by name, such as paper or z-image-turbo (default: trimtab's own)")
+    add("--preset", metavar="NAME", help="settings by name, such as paper, or a .json file of `trimtab tune`")
     add("--learning-rate", type=float, metavar="LR", help="of the gradient's optimizer (default: the preset's)")
     add("--num-images", type=_positive, default=1, metavar="N", help="pictures a prompt (default: 1)")
     add("--seed", type=_seed, default=0, metavar="SEED", help="of a prompt's first picture (default: 0)")
@@ -227,7 +227,7 @@ def _call(pipe: Any, job: Mapping[str, Any]) -> dict[str, Any]:
         "width": job["width"],
     }
     call = {name: value for name, value in options.items() if value is not None}
-    if job["preset"] is None or job["preset"] in ("default", "paper"):
+    if job["preset"] is None or job["preset"] in ("default", "paper") or job["preset"].endswith(".json"):
         of_bundled = FEW_STEPS_CALL if _few_steps(job) else GUIDED_CALL
         call = {**(of_bundled if job["model"] == "bundled" else {"num_inference_steps": 4}), **call}
     if job["learning_rate"] is not None:

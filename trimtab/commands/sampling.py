@@ -28,7 +28,7 @@ def check_guidance(name: str, guidance_scale: float | None = None) -> float:
     """Makes sure that there is a guidance rule of this name and that it takes this scale.
 
     Args:
-        name: one of :func:`guidance_names`.
+        name: one of :func:`guidance_names`, or a .json file that ``trimtab tune`` wrote.
         guidance_scale: None is the rule's own default.
 
     Returns:
@@ -37,6 +37,8 @@ def check_guidance(name: str, guidance_scale: float | None = None) -> float:
     Raises:
         UsageError: if not.
     """
+    if name.endswith(".json"):
+        return _tuned_scale(name, guidance_scale)
     names = guidance_names()
     if name not in names:
         raise UsageError(f"--guidance takes one of {', '.join(names)}; got {name!r}")
@@ -50,6 +52,16 @@ def check_guidance(name: str, guidance_scale: float | None = None) -> float:
         except ValueError as error:
             raise UsageError(f"--guidance {name} refuses --guidance-scale: {first_line(error)}") from None
     return guidance_scale
+
+
+def _tuned_scale(path: str, guidance_scale: float | None) -> float:
+    from trimtab.guidance import TunedPreset
+
+    try:
+        stated = TunedPreset.load(path).guidance.get("guidance_scale", 7.5)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--guidance: {first_line(error)}") from None
+    return stated if guidance_scale is None else guidance_scale
 
 
 def sample(
