@@ -14,7 +14,9 @@ A tab is one module of this package, named in :data:`TABS`. It has
   ``seconds()`` estimates how long it takes on a GPU; ``run(loaded, run)`` does the work on a ``LoadedModel``. There
   ``run.emit(result, note)`` sends what there is so far (always all of it: an update may be skipped by the next), and
   ``run.step(...)`` is a Diffusers ``callback_on_step_end`` that counts steps, sends previews and ends the run when it
-  is to stop. Work without such a callback calls ``run.check()`` as often. A job knows nothing of gradio;
+  is to stop. Work without such a callback calls ``run.check()`` as often. A job knows nothing of gradio. One whose
+  model makes no pictures has a class attribute ``holder``, the ``SharedModel`` that holds it, and its event is
+  registered with a ``line`` of its own;
 - ``python_code(job)``: the trimtab code that makes the same result;
 - ``build_tab(studio) -> Tab``: makes the components inside the ``gr.Tab`` that is already open, and its events.
 
