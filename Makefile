@@ -6,13 +6,14 @@ PY := $(VENV)/bin/python
 SHELL := /bin/bash
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo test test-slow lint types format train app clean
+.PHONY: help demo test test-slow test-browser chromium lint types format train app clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       pictures under CFG and APG into out/"
 	@echo "make test       lint and the quick tests"
 	@echo "make test-slow  all tests"
+	@echo "make test-browser  the app in Chromium"
 	@echo "make lint       ruff alone       make format  ruff, repairing"
 	@echo "make types      mypy on a plain copy of the package"
 	@echo "make train      the bundled models from nothing, resumable (PRESET=cpu or gpu)"
@@ -26,6 +27,17 @@ test: lint
 
 test-slow: lint
 	$(PY) -m pytest
+
+test-browser: $(VENV)/stamp-dev $(VENV)/stamp-browser chromium
+	$(PY) -m pytest tests/browser --durations=5
+
+# Debian's, where it is missing and may be installed; else its path may be given as CHROMIUM=...
+chromium:
+	@[ -n "$$CHROMIUM" ] || command -v chromium chromium-browser >/dev/null || { \
+	    [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && echo "installing Chromium" \
+	    && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium \
+	        >/dev/null; } || { \
+	    echo "make: the browser tests need Chromium: apt install chromium, or its path as CHROMIUM=..." >&2; exit 1; }
 
 lint: $(VENV)/stamp-dev
 	$(PY) -m ruff check .
@@ -76,6 +88,6 @@ $(VENV)/stamp-core: $(VENV)/stamp-torch pyproject.toml
 	$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/stamp-dev $(VENV)/stamp-app $(VENV)/stamp-training: $(VENV)/stamp-%: $(VENV)/stamp-torch pyproject.toml
+$(VENV)/stamp-dev $(VENV)/stamp-app $(VENV)/stamp-training $(VENV)/stamp-browser: $(VENV)/stamp-%: $(VENV)/stamp-torch pyproject.toml
 	$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[$*]"
 	@touch $@

@@ -88,7 +88,7 @@ def open_page(app, chromium) -> Iterator:
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.goto(app + address)
         page.get_by_role("tab", name="Create").wait_for()
-        page.wait_for_function("window.trimtabDrops")  # the page's own code has run: its events are wired
+        page.wait_for_function("window.trimtabPage")  # the page's own code has run: its events are wired
         return page
 
     yield opened

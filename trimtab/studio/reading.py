@@ -14,33 +14,6 @@ from .words import in_plain_words
 
 __all__ = ["open_button", "read_back", "wire"]
 
-# Files dropped where no component takes them go to the upload button's input.
-_DROPS = """() => {
-    const input = document.querySelector('input[data-testid="open-picture-upload-button"]')
-        ?? document.querySelector('#open-picture')?.parentElement?.querySelector('input[type=file]');
-    if (!input || window.trimtabDrops) return;
-    window.trimtabDrops = true;
-    const taken = (event) => event.target.closest?.('button, input, textarea, [data-testid=image], .image-container');
-    const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes('Files');
-    const show = (on) => document.body.classList.toggle('dropping', on);
-    document.addEventListener('dragover', (event) => {
-        if (!hasFiles(event)) return;
-        show(!taken(event));
-        if (!taken(event)) event.preventDefault();
-    });
-    document.addEventListener('dragleave', (event) => { if (!event.relatedTarget) show(false); });
-    document.addEventListener('drop', (event) => {
-        show(false);
-        if (!hasFiles(event) || taken(event)) return;
-        event.preventDefault();
-        const files = new DataTransfer();
-        files.items.add(event.dataTransfer.files[0]);
-        input.files = files.files;
-        input.dispatchEvent(new Event('change', { bubbles: true }));
-    });
-}"""
-
-
 def open_button() -> gr.UploadButton:
     """The button that opens such a picture."""
     return gr.UploadButton(
@@ -48,11 +21,10 @@ def open_button() -> gr.UploadButton:
     )
 
 
-def wire(page: gr.Blocks, tabs: Mapping[str, Tab], bar: gr.Tabs, opened: gr.UploadButton) -> None:
-    """Makes the button, and a drop anywhere on the page, put a picture's settings back.
+def wire(tabs: Mapping[str, Tab], bar: gr.Tabs, opened: gr.UploadButton) -> None:
+    """Makes the button put a picture's settings back; what is dropped on the page goes to it by ``page.js``.
 
     Args:
-        page: the blocks, open.
         tabs: by id.
         bar: the tabs' bar.
         opened: what :func:`open_button` gave.
@@ -71,7 +43,6 @@ def wire(page: gr.Blocks, tabs: Mapping[str, Tab], bar: gr.Tabs, opened: gr.Uplo
 
     components = [tabs[tab].settings[name] for tab, name in places]
     opened.upload(read, [opened], [*components, bar], api_visibility="private", show_progress="hidden")
-    page.load(None, None, None, js=_DROPS, api_visibility="private", show_progress="hidden")
 
 
 def read_back(path: str | None, tabs: Mapping[str, Tab]) -> tuple[str, dict[str, Any]]:

@@ -53,7 +53,9 @@ def build_shell(names: Sequence[str]) -> gr.Blocks:
                         settings.link_button(module.ID, tab)
         _wire_pictures(tabs, {module.ID: module.TITLE for module in modules}, bar)
         settings.wire(page, tabs, bar)
-        reading.wire(page, tabs, bar, opened)
+        reading.wire(tabs, bar, opened)
+        own = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
+        page.load(None, None, None, js=own, api_visibility="private", show_progress="hidden")
         _end_with_session(page, studio)
     page.queue(max_size=limits.queue_length, default_concurrency_limit=8)
     return page
