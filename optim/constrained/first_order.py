@@ -48,7 +48,7 @@ class FirstOrderSQP:
         >>> solver = FirstOrderSQP(torch.tensor([-1.0, 0.5], dtype=torch.float64))
         >>> for _ in range(60):
         ...     x = solver.ask()
-        ...     solver.tell(float(a @ x), a, (x @ x - 1).reshape(1), 2 * x[None])
+        ...     taken = solver.tell(float(a @ x), a, (x @ x - 1).reshape(1), 2 * x[None])
         >>> [round(value, 4) for value in solver.point.x.tolist()]
         [-0.6, -0.8]
     """
