@@ -173,7 +173,7 @@ def main() -> None:
     path = RESULTS / "search_pipeline.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    settings = {"num_captions": options.num_captions, "dtype": options.dtype, "pictures": PICTURES, "call": DISTILLED}
+    settings = {"dtype": options.dtype, "pictures": PICTURES, "call": DISTILLED}
     if content.get("settings") != settings:
         content = {"settings": settings, "cells": {}}
     pipe = load(options.dtype, transformer=asset_path("emoji-scenes") / "transformer_4_steps")

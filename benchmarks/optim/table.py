@@ -6,7 +6,15 @@ import json
 
 from trimtab.benchmarks.optim.report import RESULTS, Row, print_rows
 
-BENCHMARKS = ("consensus", "directional")
+BENCHMARKS = (
+    "consensus",
+    "directional",
+    "mirror_descent",
+    "augmented_lagrangian",
+    "bilevel",
+    "noise_constraints",
+    "search_pipeline",
+)
 
 
 def main() -> None:
