@@ -110,8 +110,8 @@ def usual(client, tmp_path_factory):
         for parameter in entry["parameters"]:
             label, component = parameter["parameter_name"], parameter["component"]
             value = QUICK.get(label, parameter.get("parameter_default"))
-            if name == "/create_grid" and label == "steps":
-                value = 1  # ten pictures
+            if name == "/create_grid":  # the fewest pictures, of one step
+                value = {"steps": 1, "guidance": "cfg++"}.get(label, value)
             if label == "image":
                 value = handle_file(picture)
             if label in ("prompt", "source_prompt") and not value:
