@@ -34,9 +34,9 @@ _LABELS = {
 }
 
 EXAMPLES = [
+    "a panda on a lavender background",
     "a cat to the left of an owl on a sky background",
     "three strawberries on a mint background",
-    "a panda on a lavender background",
     "two red hearts on a pink background",
 ]
 
@@ -56,7 +56,7 @@ def build_tab(studio: Studio) -> Tab:
         with gr.Column(elem_classes="part-result"):
             status = studio.status(ID, "Ready. The model is loaded when you first use it, which takes some seconds.")
             slider = gr.ImageSlider(
-                label="Left: plain guidance. Right: the chosen rule", type="pil", format="png",
+                label="Plain guidance | chosen rule", type="pil", format="png",
                 interactive=False, max_height=460, buttons=["fullscreen"], elem_id="create-slider",
             )  # fmt: skip
             facts = gr.Markdown(elem_id="create-facts", elem_classes="facts")
@@ -65,9 +65,10 @@ def build_tab(studio: Studio) -> Tab:
                 download = gr.DownloadButton("Download", size="sm", interactive=False, elem_id="create-png")
             with gr.Accordion("Compare scales", open=False, elem_id="create-compare"):
                 compare = gr.Button("Make a picture at each of some scales", elem_id="create-grid-run")
+                gr.Markdown("First plain guidance, then the chosen rule. The second number is the saturation.")
                 grid = gr.Gallery(
-                    label="First row: plain guidance. Then: the chosen rule", columns=5, object_fit="contain",
-                    type="pil", format="png", interactive=False, elem_id="create-grid",
+                    label="Grid over scales", show_label=False, columns=5, height="auto", object_fit="contain",
+                    type="pil", format="png", interactive=False, buttons=["fullscreen"], elem_id="create-grid",
                 )  # fmt: skip
             with gr.Accordion("Copy as Python", open=False, elem_id="create-python"):
                 code = gr.Code(language="python", label="The code that makes this picture", interactive=False)
@@ -77,7 +78,7 @@ def build_tab(studio: Studio) -> Tab:
                 info="How the prompt steers; plain guidance is made beside it", elem_id="create-guidance",
             )  # fmt: skip
             guidance_scale = gr.Slider(
-                0, 30, 10, step=0.1, label="Guidance scale", info="How strongly; too much burns a picture",
+                0, 30, 15, step=0.1, label="Guidance scale", info="How strongly; too much burns a picture",
                 elem_id="create-scale",
             )  # fmt: skip
             seed = seed_input("create-seed")
@@ -131,7 +132,7 @@ def build_tab(studio: Studio) -> Tab:
         job = CreateJob(prompt, negative_prompt, guidance, 1.0, seed, int(steps), grid=True, model=model)
         for update in studio.stream(job, request, ID):
             made = update.result or Created()
-            cells = [(image, f"{label}, saturation {figure:.2f}") for label, image, figure in made.pictures]
+            cells = [(image, f"{label} · {figure:.2f}") for label, image, figure in made.pictures]
             yield cells if update.new or update.finished else gr.skip(), status_html(update.note)
 
     inputs = [prompt, negative_prompt, guidance, guidance_scale, seed, steps]

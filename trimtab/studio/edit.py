@@ -66,7 +66,7 @@ def build_tab(studio: Studio) -> Tab:
         with gr.Column(elem_classes="part-result"):
             status = studio.status(ID, "Ready. Each iterate is shown as it comes; stop when you like it.")
             slider = gr.ImageSlider(
-                label="Left: before. Right: after", type="pil", format="png", interactive=False, max_height=420,
+                label="Before | after", type="pil", format="png", interactive=False, max_height=420,
                 buttons=["fullscreen"], elem_id="edit-slider",
             )  # fmt: skip
             strip = gr.Gallery(

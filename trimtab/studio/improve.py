@@ -63,7 +63,7 @@ def build_tab(studio: Studio) -> Tab:
                     buttons=["fullscreen"], elem_id="improve-best",
                 )  # fmt: skip
                 compare = gr.ImageSlider(
-                    label="Left: first. Right: best", type="pil", format="png", interactive=False, height=330,
+                    label="First | best", type="pil", format="png", interactive=False, height=330,
                     max_height=330, min_width=240, buttons=["fullscreen"], elem_id="improve-compare",
                 )  # fmt: skip
             curve = gr.HTML(_curve(Improved()), label="Reward", elem_id="improve-curve", elem_classes="curve")

@@ -43,7 +43,7 @@
     const prepare = (handle) => {
         const label = handle.closest('.block')?.querySelector('[data-testid=block-label]')?.textContent.trim() ?? '';
         for (const [i, image] of handle.closest('.block').querySelectorAll('img').entries()) {
-            if (!image.alt) image.alt = label.split('. ')[i] ?? label;
+            if (!image.alt) image.alt = label.split(' | ')[i] ?? label;
         }
         if (handle.tabIndex === 0) return;
         handle.tabIndex = 0;

@@ -14,6 +14,7 @@ from .words import in_plain_words
 
 __all__ = ["open_button", "read_back", "wire"]
 
+
 def open_button() -> gr.UploadButton:
     """The button that opens such a picture."""
     return gr.UploadButton(

@@ -86,13 +86,28 @@ def _wire_pictures(tabs: dict[str, Tab], titles: dict[str, str], bar: gr.Tabs) -
                 if target == source or other.takes is None:
                     continue
                 button = gr.Button(f"Send to {titles[target]}", size="sm", elem_id=f"{source}-to-{target}")
+                texts = [tab.settings.get("prompt"), other.settings.get("source_prompt")]
+                texts = texts if None not in texts else []
                 button.click(
-                    lambda picture, target=target: (picture, gr.Tabs(selected=target)),
-                    [tab.gives],
-                    [other.takes, bar],
+                    _sent(target),
+                    [tab.gives, *texts[:1]],
+                    [other.takes, bar, *texts[1:]],
                     api_visibility="private",
                     show_progress="hidden",
                 )
+
+
+def _sent(target: str) -> Any:
+    """What a button that sends a picture does; its prompt, where there is one, tells what it shows."""
+
+    def send(picture: Any, prompt: str | None = None) -> tuple[Any, ...]:
+        texts = [] if prompt is None else [prompt]
+        if picture is None:
+            gr.Warning("There is no picture yet.")
+            return (gr.skip(), gr.skip(), *(gr.skip() for _ in texts))
+        return (picture, gr.Tabs(selected=target), *texts)
+
+    return send
 
 
 def _end_with_session(page: gr.Blocks, studio: Studio) -> None:
