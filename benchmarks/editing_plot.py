@@ -20,7 +20,7 @@ _COLOURS = {  # Okabe and Ito's, told apart by most eyes
     "rf-solver": "#e69f00",
     "fireflow": "#56b4e9",
 }
-_STYLES = {None: "-", "none": ":", "anderson": "--", "inverse": "-"}
+_STYLES = {None: "-", "local": "-", "none": ":", "anderson": "-.", "inverse": "--"}
 _MARKS = dict(zip(_COLOURS, "osxD^vP*", strict=True))
 
 
@@ -59,7 +59,8 @@ def _line(cell: dict[str, Any]) -> str:
 
 
 def _draw(axis: Any, points: list[dict[str, Any]], name: str) -> None:
-    method, acceleration = points[0]["method"], points[0]["options"].get("acceleration")
+    method, options = points[0]["method"], points[0]["options"]
+    form = "local" if options.get("locality") else options.get("acceleration")
     x = [sum(point[name]) / len(point[name]) for point in points]
     y = [sum(point["success"]) / len(point["success"]) for point in points]
     bounds = [proportion_interval(int(sum(point["success"])), len(point["success"])) for point in points]
@@ -73,8 +74,8 @@ def _draw(axis: Any, points: list[dict[str, Any]], name: str) -> None:
         yerr=errors,
         color=_COLOURS[method],
         marker=_MARKS[method],
-        label=method if acceleration is None else f"{method}, {acceleration}",
-        linestyle=_STYLES[acceleration],
+        label=method if form is None else f"{method}, {form}",
+        linestyle=_STYLES[form],
         linewidth=1.2,
         elinewidth=0.5,
         alpha=0.9,

@@ -132,6 +132,7 @@ PROMPTS = ["--source-prompt", "a red cat", "--prompt", "two dog"]
         (["{picture}", *PROMPTS, "--iterations", "-1"], "--iterations takes a whole number, 0 or more; got -1"),
         (["{picture}", *PROMPTS, "--pick", "9"], "--pick takes 0 to 8, its iterations; got 9"),
         (["{picture}", *PROMPTS, "--step-size", "0"], "--step-size takes a finite positive number; got 0.0"),
+        (["{picture}", *PROMPTS, "--locality", "0"], "--locality takes a finite positive number"),
         (["{picture}", *PROMPTS, "--acceleration", "newton"], "`acceleration` is 'newton'"),
         (["{picture}", *PROMPTS, "--mask", "none.png"], "--mask takes a picture's file; none.png is none"),
         (["{picture}", *PROMPTS, "--height", "16"], "`height` is 16 and `width` is None"),

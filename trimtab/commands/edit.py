@@ -50,6 +50,13 @@ def add_parser(subparsers: Any) -> None:
     add("--iterations", type=int, default=8, metavar="K", help="the more, the closer to the picture (default: 8)")
     add("--step-size", type=float, metavar="ETA", help="default: estimated from the convergence theorem's bound")
     add("--acceleration", default="none", metavar="NAME", help="none, anderson or inverse (default: none)")
+    add(
+        "--locality",
+        type=float,
+        metavar="S",
+        help="keep what hardly differs from the picture, relative to its latents' deviation; 0.3 is a good value "
+        "(default: the paper's method, without)",
+    )
     add("--pick", type=int, metavar="K", help="the iterate that is the result (default: the last)")
     add(
         "--height",
@@ -128,6 +135,7 @@ def edit_one(edit: Any, job: Mapping[str, Any], folder: Path, name: str, made_by
             num_optimization_steps=job["iterations"],
             step_size=job["step_size"],
             acceleration=job["acceleration"],
+            locality=job["locality"],
             height=job["height"],
             width=job["width"],
             keep_history=True,

@@ -21,6 +21,7 @@ OPTIONAL: dict[str, Any] = {
     "iterations": int,
     "step_size": float,
     "acceleration": str,
+    "locality": float,
     "pick": int,
     "height": int,
     "width": int,
@@ -87,7 +88,7 @@ def _checked(job: dict[str, Any], folder: Path, where: str) -> dict[str, Any]:
         raise UsageError(
             f"{where}{_named('pick', where)} takes 0 to {job['iterations']}, its iterations; got {job['pick']}"
         )
-    for key in ("guidance_scale", "step_size"):
+    for key in ("guidance_scale", "step_size", "locality"):
         value = job[key]
         if value is not None and not (math.isfinite(value) and (value > 0 or key == "guidance_scale" and value == 0)):
             raise UsageError(f"{where}{_named(key, where)} takes a finite positive number; got {value}")
