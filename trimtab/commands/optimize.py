@@ -52,7 +52,12 @@ def add_parser(subparsers: Any) -> None:
     add("--monitor", metavar="NAME", help="a held-out reward to report")
     add("--monitor-patience", type=_positive, metavar="N", help="end a picture once it has not risen for N iterations")
     add("--num-optimization-steps", type=_positive, default=50, metavar="N", help="iterations (default: 50)")
-    add("--optimizer", default="gradient", metavar="NAME", help="gradient or best-of-n (default: gradient)")
+    add(
+        "--optimizer",
+        default="gradient",
+        metavar="NAME",
+        help="gradient, or without a gradient best-of-n, consensus, directional or cma (default: gradient)",
+    )
     add("--gradient", default="full", metavar="NAME", help="full or jacobian-free (default: full)")
     add("--preset", metavar="NAME", help="settings by name, such as paper, or a .json file of `trimtab tune`")
     add("--learning-rate", type=float, metavar="LR", help="of the gradient's optimizer (default: the preset's)")
