@@ -150,6 +150,17 @@ def test_the_tail_is_linear_for_a_fixed_accuracy_and_superlinear_when_sharpened(
     assert sharp.iterations < minimize_equality(f, c, x0, inner_tol=0.1, **{**options, "tol": 1e-9}).iterations
 
 
+def test_steps_are_shortened_where_newtons_method_diverges():
+    """For sqrt(1 + x^2) a full Newton step goes from x to -x^3."""
+    found = minimize_equality(
+        lambda x: (1 + x.square()).sqrt().sum(), lambda x: (x[0] - x[1]).reshape(1), torch.tensor([2.0, 2.0, -3.0])
+    )
+    assert found.status == "converged" and found.x.abs().max() < 1e-6
+    assert min(entry["step_size"] for entry in found.trace) < 1
+    values = [entry["value"] for entry in found.trace]
+    assert values == sorted(values, reverse=True)
+
+
 def test_an_infeasible_start_is_first_made_nearly_feasible():
     f, c, x0 = toy()
     seen = []
