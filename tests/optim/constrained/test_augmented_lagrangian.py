@@ -229,6 +229,19 @@ def test_kaczmarz_contracts_at_its_rate():
     assert (sum(ratios) / 50) ** (1 / steps) <= 1 - 0.9 * (1 - rate)
 
 
+def test_kaczmarz_draws_equations_by_their_squared_norms():
+    """The mean of the squared error after one step is ||e||^2 - ||A e||^2 / ||A||_F^2, for these draws alone."""
+    A = normal(6, 4) * torch.tensor([3.0, 1.0, 0.1, 1.0, 2.0, 0.2])[:, None]
+    exact, generator = normal(4, seed=3), seeded(0)
+    options = {"kind": "coordinate", "block": 1, "tol": 1e-300, "max_iter": 1, "generator": generator}
+    left = [float((sketch_project(A, A @ exact, **options)[0] - exact).square().sum()) for _ in range(1500)]
+    expected = float(exact @ exact - (A @ exact).square().sum() / A.square().sum())
+    assert abs(np.mean(left) - expected) < 4 * np.std(left) / math.sqrt(1500)
+    rows = (A @ exact).square() / A.square().sum(1)
+    alike = float(exact @ exact - rows.mean())
+    assert abs(np.mean(left) - alike) > 8 * np.std(left) / math.sqrt(1500)
+
+
 def test_minres_is_scipys():
     for seed in range(5):
         A = normal(30, 30, seed=seed)
