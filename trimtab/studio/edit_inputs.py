@@ -73,9 +73,9 @@ def build_painter(image: gr.Image) -> Picture:
     gr.Markdown("Paint where it may change; the rest stays as it is. This goes with the method FlowOpt.")
     canvas = gr.ImageEditor(
         label="Paint where it may change", show_label=False, type="pil", image_mode="RGBA", format="png",
-        sources=(), transforms=(), layers=False, height=340, canvas_size=(_CANVAS, _CANVAS), buttons=[], elem_id="edit-painter",
+        sources=(), transforms=(), layers=False, height=340, canvas_size=(_CANVAS, _CANVAS), buttons=[],
+        elem_id="edit-painter", eraser=gr.Eraser(default_size=48),
         brush=gr.Brush(default_size=48, colors=[_BRUSH], default_color=_BRUSH, color_mode="fixed"),
-        eraser=gr.Eraser(default_size=48),
     )  # fmt: skip
     mask = Picture(
         label="Mask, white where it may change", format="png", height=160, sources=["upload"], elem_id="edit-mask"

@@ -1,0 +1,68 @@
+"""The code that the app gives out runs as it is, and makes the same pixels; jobs one by one, without a page."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trimtab.commands.demo_edit import drawn_picture
+from trimtab.studio import create_job, edit_job, improve_job
+from trimtab.studio.create_job import CreateJob, rule_names
+from trimtab.studio.edit_job import METHODS, EditJob
+from trimtab.studio.improve_job import ImproveJob
+from trimtab.studio.runs import Stop, stream
+
+pytestmark = [pytest.mark.filterwarnings("ignore:.*kept in float32:UserWarning")]
+PROMPT = "a cat on a sky background"
+
+
+def quick(names, few):
+    """All names as parameters, those but a few marked slow."""
+    return [pytest.param(name, marks=() if name in few else pytest.mark.slow) for name in names]
+
+
+def result(job, tmp_path):
+    *_, last = stream(job, Stop(tmp_path), 600, 1024)
+    assert not last.error and not last.stopped
+    return last.result
+
+
+def made_by_code(code, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    return np.asarray(Image.open(tmp_path / name).convert("RGB"))
+
+
+@pytest.mark.parametrize("rule", quick(rule_names(), ("apg", "cfg", "cfg++")))
+def test_create(rule, tmp_path, monkeypatch):
+    scale = {"cfg++": 0.6, "autoguidance": 2.0}.get(rule, 7.0)
+    job = CreateJob(PROMPT, negative_prompt="a dog", guidance=rule, guidance_scale=scale, seed=3, steps=2)
+    made = result(job, tmp_path).pictures[-1][1]
+    theirs = made_by_code(create_job.python_code(job), "picture.png", tmp_path, monkeypatch)
+    assert np.array_equal(np.asarray(made), theirs)
+
+
+@pytest.mark.parametrize("few_steps", [True, False])
+def test_improve(few_steps, tmp_path, monkeypatch):
+    job = ImproveJob(
+        PROMPT, palette="pink", palette_weight=2.0, iterations=2, steps=2, few_steps=few_steps, seed=5
+    )  # fmt: skip
+    made = result(job, tmp_path)
+    theirs = made_by_code(improve_job.python_code(job), "improved.png", tmp_path, monkeypatch)
+    assert np.array_equal(np.asarray(made.best), theirs)
+    assert len(made.rewards) == 2 and max(made.rewards) == made.rewards[made.best_step]
+
+
+@pytest.mark.parametrize("method", quick(METHODS, ("flowopt", "flowedit")))
+def test_edit(method, tmp_path, monkeypatch):
+    image, mask = drawn_picture(), Image.new("RGB", (128, 128))
+    mask.paste("white", (0, 0, 64, 128))
+    image.save(tmp_path / "picture.png")
+    mask.save(tmp_path / "mask.png")
+    given = mask if method == "flowopt" else None
+    job = EditJob(image, "a red circle", "a green circle", given, method, steps=3, iterations=1)
+    made = result(job, tmp_path).iterates[-1]
+    theirs = made_by_code(edit_job.python_code(job), "edited.png", tmp_path, monkeypatch)
+    assert np.array_equal(np.asarray(made), theirs)
+    if given:
+        right = np.asarray(made)[:, 96:].astype(int) - np.asarray(image)[:, 96:]
+        assert np.abs(right).max() <= 2  # outside of the mask
