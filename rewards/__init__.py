@@ -9,6 +9,7 @@ from .hps import HPSReward, clip_model_from_open_clip
 from .image_reward import ImageReward
 from .load import REWARDS, load_reward, save_weights, weights_folder
 from .palette import PaletteReward
+from .personal import PersonalReward, fit_personal_reward
 from .resize import Preprocessing, center_crop, resize
 from .similarity import ImageSimilarityReward
 from .weighted import PRESETS, WeightedReward
@@ -24,11 +25,13 @@ __all__ = [
     "ImageReward",
     "ImageSimilarityReward",
     "PaletteReward",
+    "PersonalReward",
     "Preprocessing",
     "RewardModel",
     "WeightedReward",
     "center_crop",
     "clip_model_from_open_clip",
+    "fit_personal_reward",
     "load_reward",
     "resize",
     "save_weights",

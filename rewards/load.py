@@ -17,6 +17,7 @@ from .clip import CLIPReward
 from .function import CallableReward
 from .hps import HPSReward
 from .image_reward import ImageReward
+from .personal import MARK, PersonalReward
 from .weighted import PRESETS, WeightedReward
 
 __all__ = ["REWARDS", "load_reward", "save_weights", "weights_folder"]
@@ -46,7 +47,8 @@ def load_reward(
     Args:
         source: one of the names in `REWARDS`; a folder or a Hub id of a CLIP, SigLIP or SigLIP 2 model in
             transformers' layout; a safetensors file, or a folder with one, of HPSv2.1, ImageReward or the aesthetic
-            head with their published names, which tell them apart. A folder's own tokenizer is used.
+            head with their published names, which tell them apart; a personal reward's file. A folder's own tokenizer
+            is used.
         device: where it runs; None is the CPU.
         dtype: of its weights; the values are float32.
         options: of the reward's own loader, such as `tokenizer` for HPSv2.1 and ImageReward, `clip` for the aesthetic
@@ -131,7 +133,10 @@ def _from_path(path: Path, device: Any, dtype: torch.dtype, options: dict[str, A
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if len(files) != 1:
         raise ValueError(f"`source` is {str(path)!r}; takes a folder with a config.json or one .safetensors file")
-    kind = _kind(_names(files[0]))
+    names = _names(files[0])
+    if MARK in names:
+        return PersonalReward.from_weights(files[0], device=device, dtype=dtype, **options)
+    kind = _kind(names)
     if kind is None:
         raise ValueError(f"`source` is {str(path)!r}, whose weights are of none of {', '.join(_CONVERTED)}")
     if (files[0].parent / "tokenizer_config.json").is_file() and kind != "aesthetic":
