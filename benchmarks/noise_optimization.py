@@ -2,11 +2,12 @@
 
     python benchmarks/noise_optimization.py [--num-captions 64] [--minutes 25] [--out benchmarks/results]
 
-Held-out captions of two objects and of counts (the compositional ones), eight steps of the sampler with classifier-free
-guidance at scale 5, or four evaluations of a distilled transformer (`--distilled`). The reward is emoji-clip's; whether
-a picture is right, `check_scene` decides, which shares no weights with it. Methods make the same pictures' worth of
-iterations from the same noise. Captions are run in batches, each by every method, and written after each, so a run that
-is stopped goes on where it was and all methods have the same captions. Intervals are bootstraps over captions.
+Held-out captions of two objects and of counts (the compositional ones), in four evaluations of the distilled
+transformer or in eight steps with classifier-free guidance at scale 5 (`--full-model`). The reward is emoji-clip's;
+whether a picture is right, `check_scene` decides, which shares no weights with it. Methods make the same pictures'
+worth of iterations from the same noise. Captions are run in batches, each by every method, and written after each, so
+a run that is stopped goes on where it was and all methods have the same captions. Intervals are bootstraps over
+captions.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -258,44 +258,6 @@ def _share(removed: dict[str, Any]) -> str:
     return f"{100 * removed['share']:.0f}% ({100 * low:.0f} to {100 * high:.0f})"
 
 
-def measure_time(pipe: Any, repeats: int = 5, call: dict[str, Any] = FULL_MODEL) -> dict[str, float]:
-    """CPU seconds of an iteration of the full gradient, and of the bare forward and backward passes under it.
-
-    Of the calling thread: use one thread, whose time other work on the machine changes little.
-    """
-    from trimtab.pipelines import GenerationMap
-    from trimtab.pipelines.gradients import blockwise_checkpointed
-
-    captions = compositional_captions(2)
-    f = GenerationMap(pipe, captions, output="latent", **call)
-    start = f.sample_latents(2, [torch.Generator().manual_seed(i) for i in range(2)])
-    for part in (pipe.transformer, pipe.vae):
-        part.requires_grad_(False)
-
-    def bare() -> None:
-        z = start.clone().requires_grad_()
-        with blockwise_checkpointed([pipe.vae]):
-            pipe.reward(f.decode(f(z)), captions).sum().backward()
-
-    def ours(iterations: int) -> float:
-        began = time.thread_time()
-        pipe(captions, latents=start, num_optimization_steps=iterations, output_type="latent", **call)
-        return time.thread_time() - began
-
-    plain, run = [], []
-    bare()
-    ours(2)
-    for _ in range(repeats):
-        began = time.thread_time()
-        bare()
-        plain.append(time.thread_time() - began)
-        run.append((ours(6) - ours(2)) / 4)
-    for part in (pipe.transformer, pipe.vae):
-        part.requires_grad_(True)
-    figures = {"bare": statistics.median(plain), "iteration": statistics.median(run)}
-    return {**figures, "ratio": statistics.median(a / b for a, b in zip(run, plain, strict=True))}
-
-
 def main() -> None:
     """Runs what is missing and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -305,13 +267,13 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--minutes", type=float, help="start no further batch after so many")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--time", action="store_true", help="also measure an iteration against bare passes")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--distilled", metavar="FOLDER", help="use this distilled transformer, in four evaluations")
+    parser.add_argument("--full-model", action="store_true", help="the model's own transformer, in eight guided steps")
     parser.add_argument("--reward", default="clip", choices=("clip", "contrast"))
     parser.add_argument("--name", default="noise_optimization", help="of the JSON file")
     options = parser.parse_args()
-    call = DISTILLED if options.distilled else FULL_MODEL
+    call = FULL_MODEL if options.full_model else DISTILLED
+    distilled = None if options.full_model else str(asset_path("emoji-scenes") / "transformer_4_steps")
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{options.name}.json"
     settings = {"iterations": options.iterations, "dtype": options.dtype, "reward": options.reward, "call": call}
@@ -319,7 +281,7 @@ def main() -> None:
     if content.get("settings") != settings:
         content = {"settings": settings, "cells": {}}
     captions = compositional_captions(options.num_captions)
-    pipe = load(options.dtype, transformer=options.distilled, reward=options.reward)
+    pipe = load(options.dtype, transformer=distilled, reward=options.reward)
     began = time.perf_counter()
     for first in range(0, len(captions), options.batch_size):
         missing = [method for method in options.methods if f"{method}/{first}" not in content["cells"]]
@@ -331,14 +293,10 @@ def main() -> None:
             content["cells"][f"{method}/{first}"] = cell
             write_json(path, content)
             print(f"{method}, captions {first} to {first + len(batch) - 1}: {cell['seconds']:.0f} s", flush=True)
-    if options.time:
-        content["time"] = measure_time(pipe, call=call)
     content["summary"] = summary(content["cells"], captions)
     content["machine"] = {"threads": torch.get_num_threads(), "torch": torch.__version__, "device": str(pipe.device)}
     write_json(path, content)
     print(table(content["summary"]))
-    if "time" in content:
-        print(json.dumps(content["time"]))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class SphereMomentum(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Any], lr: float = 0.03, *, momentum: float = 0.9, nesterov: bool = True
+        self, params: Iterable[Any], lr: float = 0.015, *, momentum: float = 0.9, nesterov: bool = True
     ) -> None:
         if not (math.isfinite(lr) and lr > 0):
             raise ValueError(f"`lr` is {lr}; takes a finite number > 0")

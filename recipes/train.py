@@ -55,7 +55,7 @@ PRESETS = {
         finish=TrainingSettings(4300, 64, 1e-3, warmup_steps=50, decay_start=0.2, ema_decay=0.998, compile=True),
         num_layers=6,
         num_attention_heads=4,
-        clip=TrainingSettings(600, 128, 1e-3, decay_start=0.4, ema_decay=0.99),
+        clip=TrainingSettings(1800, 128, 1e-3, decay_start=0.3, ema_decay=0.99, compile=True),
         timestep_shift=1.0,
     ),
     "gpu": Preset(

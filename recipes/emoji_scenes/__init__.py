@@ -1,6 +1,7 @@
 """EmojiScenes: a renderer of captioned compositions of emoji, its edits, and a judge of pictures of them."""
 
 from .alteration import ATTRIBUTES, alter_facts, alterable_attributes, altered_captions
+from .breakage import break_scene
 from .captions import SceneFacts, parse_caption, write_caption
 from .detector import Detection
 from .edit import edit
@@ -26,6 +27,7 @@ __all__ = [
     "alter_facts",
     "alterable_attributes",
     "altered_captions",
+    "break_scene",
     "caption_words",
     "check_scene",
     "edit",

@@ -394,7 +394,7 @@ def test_an_error_leaves_the_pipeline_as_it_was(sd3):
 BAD = {
     "no reward": ({"reward": 3}, TypeError, "`reward` is a int"),
     "a function": ({"reward": redness}, TypeError, "wrap a function in trimtab.rewards.CallableReward"),
-    "an unknown reward": ({"reward": "hps"}, ValueError, "takes bundled, clip"),
+    "an unknown reward": ({"reward": "hps"}, ValueError, "takes bundled, right-share, clip"),
     "no weight": ({"reward": {"bundled": 0.0}}, ValueError, "at least one > 0"),
     "no gradient": (
         {"reward": CallableReward(redness)},

@@ -98,7 +98,7 @@ def build_tab(studio: Studio) -> Tab:
                     [("Follow the gradient", "gradient"), ("Fresh noise each time", "best-of-n")],
                     value="gradient", label="Search",
                 )  # fmt: skip
-                learning_rate = gr.Slider(0.005, 0.2, 0.03, step=0.005, label="Step of the gradient")
+                learning_rate = gr.Slider(0.005, 0.2, 0.015, step=0.005, label="Step of the gradient")
                 few_steps = gr.Checkbox(
                     True, label="Fast: the bundled model in four steps", visible=BUNDLED in studio.limits.models,
                     info="Its transformer, distilled from twenty guided steps", elem_id="improve-fast",

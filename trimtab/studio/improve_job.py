@@ -81,7 +81,7 @@ class ImproveJob:
     palette_weight: float = 0.0
     optimizer: Literal["gradient", "best-of-n"] = "gradient"
     iterations: int = 20
-    learning_rate: float = 0.03
+    learning_rate: float = 0.015
     steps: int = 8
     guidance_scale: float = 5.0
     few_steps: bool = True
