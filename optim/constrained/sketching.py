@@ -41,7 +41,7 @@ def sketch_project(
         b: (N,).
         kind: see above; "coordinate" takes a matrix.
         block: columns of S.
-        tol: ends at ||A x - b|| <= tol ||b||, looked at every eight steps.
+        tol: ends at ||A x - b|| <= tol ||b||, looked at every eight steps, or fewer for a small system.
         x0: (n,), None is 0.
         max_iter: steps.
         generator: of S; None is seed 0.
@@ -83,8 +83,10 @@ def _by_matrix(
     gram, r = A @ A.T, A @ x - b
     total, limit, k = torch.zeros_like(b), tol * float(torch.linalg.vector_norm(b)), 0
     diagonal = gram.diagonal().clamp_min(torch.finfo(b.dtype).tiny)
+    # A few sketches solve a small system, so that there the residual is looked at more often.
+    every = min(max(len(b) // (4 * block), 1), _CHECKED_EVERY)
     while k < steps and float(torch.linalg.vector_norm(r)) > limit:
-        count = min(_CHECKED_EVERY, steps - k)
+        count = min(every, steps - k)
         if kind == "coordinate":
             weights = diagonal.to(generator.device, torch.float64)
             drawn = torch.multinomial(weights, count * block, replacement=True, generator=generator).to(b.device)

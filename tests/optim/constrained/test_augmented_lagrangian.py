@@ -143,11 +143,14 @@ def test_the_tail_is_linear_for_a_fixed_accuracy_and_superlinear_when_sharpened(
     assert all(entry["step_size"] == 1.0 for entry in fixed.trace[-5:])
     tight = minimize_equality(f, c, x0, inner_tol=1e-10, **{**options, "block": 8})
     assert tight.trace[-1]["kkt"] < 1e-3 * tight.trace[-2]["kkt"]
-    sharp = minimize_equality(f, c, x0, sharpen=True, **{**options, "tol": 1e-9, "block": 8})
+    sharp, plain = (
+        minimize_equality(f, c, x0, sharpen=sharpen, **{**options, "tol": 1e-9, "block": 8})
+        for sharpen in (True, False)
+    )
     kkt = [entry["kkt"] for entry in sharp.trace]
     rates = [math.log(after) / math.log(before) for before, after in zip(kkt, kkt[1:], strict=False) if before < 0.1]
     assert sharp.status == "converged" and max(rates) > 1.5
-    assert sharp.iterations < minimize_equality(f, c, x0, inner_tol=0.1, **{**options, "tol": 1e-9}).iterations
+    assert sharp.iterations <= plain.iterations - 2
 
 
 def test_steps_are_shortened_where_newtons_method_diverges():

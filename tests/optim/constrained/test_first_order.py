@@ -66,9 +66,10 @@ def test_a_trial_that_is_worse_or_not_finite_is_refused_and_asked_for_at_half_th
     assert torch.equal(solver.ask(), x0)
     solver.tell(float(f(x0)), torch.func.grad(f)(x0), c(x0), torch.func.jacrev(c)(x0))
     first = solver.ask()
-    worse = (math.inf, torch.func.grad(f)(first), c(first), torch.func.jacrev(c)(first))
-    assert not solver.tell(*worse) and torch.equal(solver.point.x, x0)
-    assert torch.allclose(solver.ask() - x0, (first - x0) / 2)
+    for halvings, value in ((1, math.inf), (2, float(f(x0)) + 1e6)):
+        assert not solver.tell(value, torch.func.grad(f)(first), c(first), torch.func.jacrev(c)(first))
+        assert torch.equal(solver.point.x, x0)
+        assert torch.allclose(solver.ask() - x0, (first - x0) / 2**halvings)
 
 
 def test_a_run_goes_on_from_its_state():
