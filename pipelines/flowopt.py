@@ -62,7 +62,7 @@ class FlowOptPipelineMixin(SharedComponentsMixin):
         acceleration: Literal["none", "anderson", "inverse"] = "none",
         locality: float | None = None,
         mask_image: Any = None,
-        blend: Literal["feather", "none"] | None = None,
+        blend: Literal["feather", "poisson", "poisson-mixed", "none"] | None = None,
         selection: Literal["last"] | Callable[[torch.Tensor, list[Any]], torch.Tensor] = "last",
         height: int | None = None,
         width: int | None = None,
@@ -100,7 +100,10 @@ class FlowOptPipelineMixin(SharedComponentsMixin):
             mask_image: white where the picture may change, as `image` or one for all pictures; the rest is kept,
                 pixel by pixel. None lets all of it change.
             blend: how the edit is set into the picture under a mask: "feather" fades it in from the mask's edge
-                inwards, "none" leaves the decoded picture, whose rest is as good as the autoencoder; None is "feather".
+                inwards; "poisson" sets its gradients in, so that tones meet at the mask's edge and no seam shows, and
+                "poisson-mixed" the larger ones of edit and source, for edits that are smooth or see-through
+                (`trimtab.pipelines.blending`); "none" leaves the decoded picture, whose rest is as good as the
+                autoencoder; None is "feather".
             selection: which iterate is the result: "last", or a function of (images (B, 3, H, W), prompts) to scores
                 (B,), the highest wins; a reward of `trimtab.rewards` is one. Never the least residual by itself:
                 that is the source.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn.functional import adaptive_max_pool2d, max_pool2d, pad
 
+from .blending import poisson_blend
 from .families import Family
 from .latents import to_tokens
 
@@ -106,5 +108,9 @@ def feather(images: torch.Tensor, pictures: torch.Tensor, mask: torch.Tensor) ->
     return torch.lerp(pictures, images, weight / (width + 1))
 
 
-BLENDS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {"feather": feather}
+BLENDS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "feather": feather,
+    "poisson": poisson_blend,
+    "poisson-mixed": partial(poisson_blend, mixed=True),
+}
 """Ways to set an edit into its picture: functions of (edit, picture, mask)."""
