@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PATIENCE = int(os.environ.get("TRIMTAB_PATIENCE", "120")) * 1_000
 """Milliseconds that anything may take, on a machine with much else to do; the variable is in seconds."""
+collect_ignore = [] if os.environ.get("TRIMTAB_SCREENSHOTS") else ["test_screenshots.py"]
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 

@@ -77,6 +77,8 @@ def test_improve_to_the_files(page, tmp_path):
 def test_stopping_ends_the_work_within_an_iteration_and_keeps_the_best(page, tmp_path):
     go_to(page, "Improve")
     set_number(page, "improve-iterations", 100)
+    page.get_by_role("button", name="More settings").locator("visible=true").click()
+    page.get_by_label("Fast").uncheck()  # each iteration takes seconds, so that the page keeps up
     page.get_by_role("button", name="Improve", exact=True).click()
     wait_for_status(page, "improve", re.compile("Iteration [2-9] of 100"))
     shown = int(re.search(r"Iteration (\d+)", page.locator("#improve-status").inner_text())[1])
