@@ -7,6 +7,7 @@ from .activation_patterns import (
     module_patterns,
     sample_patterns,
 )
+from .blind_gain import CalibrationResult, calibrate_gains, gain_step, project_gains
 from .conjugate_directions import LinearSolveResult, conjugate_directions
 from .convex_relu import PolishResult, convex_relu, polish
 from .fixed_point import FixedPointState, fixed_point
@@ -20,6 +21,10 @@ from .relu_program import ConvexReLUResult, relu_objective
 from .step_size import StepSizeReport, estimate_step_size
 
 __all__ = [
+    "project_gains",
+    "gain_step",
+    "calibrate_gains",
+    "CalibrationResult",
     "sparse_matvec",
     "incomplete_cholesky",
     "block_deflation",

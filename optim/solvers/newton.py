@@ -97,7 +97,8 @@ def gradient_normalized_newton(
     optimum. For large smooth problems L-BFGS is often the better choice.
 
     Args:
-        fun: x, of the start's shape, to a 0-d tensor; differentiable twice for "exact" and "diagonal".
+        fun: x, of the start's shape and, up to 2000 variables, float64, to a 0-d tensor; differentiable twice for
+            "exact" and "diagonal".
         x0: floating, any shape, not empty.
         hessian: "exact" (positive semidefinite or not), "zero", "diagonal" of the exact one, negative entries set to
             0, or a function of flat x (n,) that gives (n, n), its diagonal (n,), or, with `solver="cg"`, a function
@@ -120,8 +121,8 @@ def gradient_normalized_newton(
         RuntimeError: f(x0) or its gradient is not finite.
 
     Example:
-        >>> A = torch.tensor([[3.0, 1.0], [1.0, 2.0]])
-        >>> result = gradient_normalized_newton(lambda x: (x @ A @ x) / 2 - x.sum(), torch.zeros(2))
+        >>> A = torch.tensor([[3.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
+        >>> result = gradient_normalized_newton(lambda x: (x @ A @ x) / 2 - x.sum(), torch.zeros(2).double())
         >>> [round(value, 4) for value in (A @ result.x).tolist()], result.status
         ([1.0, 1.0], 'converged')
     """
