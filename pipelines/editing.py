@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -117,6 +118,7 @@ class EditPipeline:
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_dict: bool = True,
         source_kwargs: dict[str, Any] | None = None,
+        callback_on_estimate: Callable[[int, Callable[[], torch.Tensor]], None] | None = None,
         **pipeline_kwargs: Any,
     ) -> EditPipelineOutput | tuple[Any, ...]:
         """Edits pictures.
@@ -140,6 +142,10 @@ class EditPipeline:
             return_dict: whether to return an `EditPipelineOutput`; a tuple otherwise.
             source_kwargs: arguments of the stock call for the source prompt where they differ from those for the
                 target, such as `prompt_embeds`.
+            callback_on_estimate: is called after each step of FlowEdit with its number, from 0, and a function that
+                gives the pictures where the edit would end if the velocities stayed as they are, (B, 3, H, W) float32
+                in [0, 1] on the CPU. What it raises ends the edit. The other methods don't call it: their sampling
+                reports to the stock call's `callback_on_step_end`.
             pipeline_kwargs: other arguments of the stock call, such as `max_sequence_length`.
 
         Returns:
@@ -178,6 +184,12 @@ class EditPipeline:
                 f"`method` is {self.method!r}, which is for flows; takes 'sdedit' or 'ode-inversion' for "
                 f"{type(self.pipe).__name__} with {type(self.pipe.scheduler).__name__}"
             )
+        if callback_on_estimate is not None:
+
+            def on_step(step: int, latents: torch.Tensor) -> None:
+                callback_on_estimate(step, lambda: task.sample.decode(latents).float().cpu())
+
+            task = dataclasses.replace(task, on_step=on_step)
         if generator is None:
             generator = torch.Generator().manual_seed(0)
         try:

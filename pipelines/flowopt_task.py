@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +40,7 @@ class EditTask:
         mask: (B, 1, H, W) float32 in [0, 1] on the CPU, 1 where the pictures may change; None is everywhere.
         path: keeps the rest of the latents on the source's path.
         calls: evaluations of the denoiser a picture so far, a guided step counting two; filled by `counted`.
+        on_step: is told the number of a step and the clean latents that it expects, by methods that know them.
     """
 
     pipe: Any
@@ -52,6 +53,7 @@ class EditTask:
     mask: torch.Tensor | None = None
     path: MaskedPath | None = None
     calls: dict[str, int] = field(default_factory=lambda: {"rows": 0})
+    on_step: Callable[[int, torch.Tensor], None] | None = None
 
     @property
     def num_function_evaluations(self) -> int:

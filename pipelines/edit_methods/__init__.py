@@ -75,7 +75,7 @@ def _velocities(task: EditTask) -> tuple[Velocity, Velocity, torch.Tensor]:
 
 def _run_flowedit(task: EditTask, generator: Generators, **options: Any) -> torch.Tensor:
     v_source, v_target, sigmas = _velocities(task)
-    return flowedit(v_source, v_target, sigmas, task.target, generator, **options)
+    return flowedit(v_source, v_target, sigmas, task.target, generator, task.on_step, **options)
 
 
 def _run_rf_inversion(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -16,6 +18,7 @@ def flowedit(
     sigmas: torch.Tensor,
     y: torch.Tensor,
     generator: torch.Generator | list[torch.Generator],
+    on_step: Callable[[int, torch.Tensor], None] | None = None,
     *,
     n_avg: int = 1,
     n_min: int = 0,
@@ -38,6 +41,8 @@ def flowedit(
         sigmas: (steps + 1,) decreasing, ending in 0.
         y: (B, ...) clean latents of the source.
         generator: of the noise; one, or one for each picture.
+        on_step: is told after each step its number, from 0, and the clean latents where the edit would end if the
+            velocities stayed as they are: Z - s_next mean(v_target - v_source), in the last n_min steps x - s_next v.
         n_avg: draws that a velocity is averaged over, >= 1.
         n_min: last steps that sample in the ordinary way, from 0 to the number of steps.
 
@@ -57,15 +62,20 @@ def flowedit(
         return (1 - sigma) * y + sigma * randn_tensor(y.shape, generator=generator, device=y.device, dtype=y.dtype)
 
     z = y
-    for s, following in zip(sigmas[: steps - n_min], sigmas[1:], strict=False):
+    for step, (s, following) in enumerate(zip(sigmas[: steps - n_min], sigmas[1:], strict=False)):
         change = torch.zeros_like(y)
         for _ in range(n_avg):
             source = noised(s)
             change += v_target(z + source - y, s) - v_source(source, s)
         z = z + (following - s) * change / n_avg
+        if on_step is not None:
+            on_step(step, z - following * change / n_avg)
     if n_min:
         x = z + noised(sigmas[steps - n_min]) - y
-        for s, following in zip(sigmas[steps - n_min :], sigmas[steps - n_min + 1 :], strict=False):
-            x = x + (following - s) * v_target(x, s)
+        for step, (s, following) in enumerate(zip(sigmas[steps - n_min :], sigmas[steps - n_min + 1 :], strict=False)):
+            velocity = v_target(x, s)
+            x = x + (following - s) * velocity
+            if on_step is not None:
+                on_step(steps - n_min + step, x - following * velocity)
         z = x
     return z

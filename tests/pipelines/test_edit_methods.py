@@ -88,6 +88,24 @@ def test_flowedit_ends_in_ordinary_sampling() -> None:
     close(flowedit(towards(SOURCE), towards(TARGET), SIGMAS[1:], clean(), seeded(), n_min=4), x)
 
 
+@pytest.mark.parametrize("n_min", [0, 2, 4])
+def test_flowedit_tells_where_straight_paths_end(n_min: int) -> None:
+    """Of velocities that do not change along the path, each step already knows the end."""
+    steps, seen = len(SIGMAS) - 1, []
+    shift = torch.linspace(-1, 1, clean().numel()).reshape(clean().shape).to(clean())
+    straight = lambda x, s: shift.clone()  # noqa: E731
+    still = lambda x, s: torch.zeros_like(x)  # noqa: E731
+    n_min = min(n_min, steps)
+    edited = flowedit(still, straight, SIGMAS, clean(), seeded(), lambda *told: seen.append(told), n_min=n_min)
+    assert [step for step, _ in seen] == list(range(steps))
+    for step, estimate in seen:
+        if step < steps - n_min:
+            close(estimate, clean() - SIGMAS[0] * shift, 1e-12)
+        else:
+            close(estimate, edited, 1e-12)
+    close(seen[-1][1], edited, 1e-14)
+
+
 def test_flowedit_of_a_batch_is_that_of_its_rows() -> None:
     def bent(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         return torch.sin(3 * x + sigma)

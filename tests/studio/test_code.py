@@ -52,6 +52,13 @@ def test_improve(few_steps, tmp_path, monkeypatch):
     assert len(made.rewards) == 2 and max(made.rewards) == made.rewards[made.best_step]
 
 
+def test_flowedit_shows_where_it_goes(tmp_path):
+    job = EditJob(drawn_picture(), "a red circle", "a green circle", None, "flowedit", steps=4)
+    updates = [update.result for update in stream(job, Stop(tmp_path), 600, 1024) if update.result]
+    assert any(made.preview is not None and not made.iterates for made in updates)
+    assert updates[-1].preview is None and len(updates[-1].iterates) == 1
+
+
 @pytest.mark.parametrize("method", quick(METHODS, ("flowopt", "flowedit")))
 def test_edit(method, tmp_path, monkeypatch):
     image, mask = drawn_picture(), Image.new("RGB", (128, 128))

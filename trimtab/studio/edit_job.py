@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from .runs import Run
 
 __all__ = ["METHODS", "EditJob", "Edited", "python_code"]
+
+_PREVIEWS = 0.5
+"""Seconds between previews, at least."""
 
 METHODS = (
     "flowopt",
@@ -127,7 +132,16 @@ class EditJob:
         }
         if self.method != "flowopt":
             edit = EditPipeline.from_pipe(loaded.pipe, method=self.method)
-            made.append(edit(self.image, **shared, **sequence_length(loaded.pipe)).images[0])
+            shown = time.monotonic()
+
+            def estimate(step: int, pictures: Callable[[], Any]) -> None:
+                nonlocal shown
+                if step == 0 or time.monotonic() - shown > _PREVIEWS:
+                    preview(as_picture(pictures()[0]))
+                    shown = time.monotonic()
+
+            result = edit(self.image, callback_on_estimate=estimate, **shared, **sequence_length(loaded.pipe))
+            made.append(result.images[0])
             run.emit(Edited(source, tuple(made), None, notes))
             return
         import torch
