@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import checked_count
 from .noise_sphere import SphereMomentum
 
 __all__ = [
@@ -111,8 +112,12 @@ class GradientAscent(NoiseOptimizer):
     Each sample has an optimizer and a clip of its own, so a batch gives what its items give. The parameter stays
     float32. Where ReNO's code clips the whole batch and takes the norm in float16, this does neither.
 
+    With `num_starts` above 1 the first proposals are fresh noise, without gradients, and the ascent sets out from the
+    best of them: what is wrong as a whole, such as four owls in the place of three, a small step seldom mends.
+
     Args:
         problem: what it starts from.
+        num_starts: noises to choose the start from, >= 1, the problem's own among them. ReNO has 1.
         optimizer: makes a `torch.optim.Optimizer` of a list of parameters, one sample's noise.
         regularization_weight: >= 0, of K.
         max_grad_norm: > 0, a sample's gradient is shortened to this length; None leaves it.
@@ -128,6 +133,7 @@ class GradientAscent(NoiseOptimizer):
         self,
         problem: NoiseProblem,
         *,
+        num_starts: int = 1,
         optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] = SphereMomentum,
         regularization_weight: float = 0.01,
         max_grad_norm: float | None = None,
@@ -137,6 +143,11 @@ class GradientAscent(NoiseOptimizer):
         if max_grad_norm is not None and _checked("max_grad_norm", max_grad_norm, least=0.0) == 0:
             raise ValueError("`max_grad_norm` is 0; takes None or a number > 0")
         self.max_grad_norm = max_grad_norm
+        self._starts = min(checked_count("num_starts", num_starts), max(1, problem.num_steps - 1))
+        self._told = 0
+        self._start = problem.latents.detach().float().clone()
+        self._start_rewards = torch.full((len(self._start),), float("-inf"), dtype=torch.float64)
+        self.needs_gradient = self._starts == 1
         self.parameters = [nn.Parameter(row.detach().float().clone()) for row in problem.latents]
         self.optimizers = [optimizer([parameter]) for parameter in self.parameters]
         for made in self.optimizers[:1]:
@@ -147,11 +158,17 @@ class GradientAscent(NoiseOptimizer):
                 raise ValueError(f"`optimizer` made a {type(made).__name__}, whose step needs a closure: takes others")
 
     def ask(self) -> Tensor:
-        """The present noise: (B, 1, *latent_shape)."""
+        """The present noise, or fresh noise while the start is sought: (B, 1, *latent_shape)."""
+        if not self.needs_gradient:
+            self._asked = self.problem.latents.clone() if self._told == 0 else self.problem.sample()
+            return self._asked.unsqueeze(1)
         return torch.stack([parameter.detach() for parameter in self.parameters]).unsqueeze(1)
 
     def tell(self, rewards: Tensor, gradients: Tensor | None = None) -> None:
-        """One step of each sample's optimizer; see `NoiseOptimizer.tell`."""
+        """One step of each sample's optimizer, or the best start so far; see `NoiseOptimizer.tell`."""
+        if not self.needs_gradient:
+            self._choose(rewards[:, 0].double().cpu())
+            return
         noise = self.ask().squeeze(1)
         ascent = gradients.squeeze(1).float()
         if self.regularization_weight:
@@ -164,6 +181,18 @@ class GradientAscent(NoiseOptimizer):
         for parameter, optimizer, row in zip(self.parameters, self.optimizers, ascent.unbind(), strict=True):
             parameter.grad = -row
             optimizer.step()
+
+    @torch.no_grad()
+    def _choose(self, rewards: Tensor) -> None:
+        better = rewards > self._start_rewards
+        rows = better.to(self._start.device).view(-1, *[1] * (self._start.ndim - 1))
+        self._start = torch.where(rows, self._asked.float(), self._start)
+        self._start_rewards = torch.where(better, rewards, self._start_rewards)
+        self._told += 1
+        if self._told == self._starts:
+            for parameter, row in zip(self.parameters, self._start, strict=True):
+                parameter.copy_(row)
+            self.needs_gradient = True
 
 
 def norm_log_likelihood(latents: Tensor) -> Tensor:
@@ -231,7 +260,7 @@ def make_noise_optimizer(optimizer: Any, problem: NoiseProblem, options: dict[st
     return cls(problem, **options)
 
 
-_ASCENT = ("regularization_weight", "max_grad_norm")
+_ASCENT = ("num_starts", "regularization_weight", "max_grad_norm")
 
 
 def noise_optimizer_class(optimizer: Any) -> type[NoiseOptimizer]:

@@ -8,8 +8,8 @@ from trimtab.commands.words import report_unknown_words
 
 __all__ = ["demo_optimize"]
 
-PROMPT = "three cars on a mint background"
-SEED = 109
+PROMPT = "three owls on a pink background"
+SEED = 2
 ITERATIONS = 15
 
 
