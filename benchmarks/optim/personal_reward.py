@@ -8,7 +8,7 @@ has a shape or a cold one a thing (and -1.5 otherwise), 0.7 for several objects,
 of each ground and of each object. They choose between 20 to 400 pairs of 800 pictures; the rewards see the pictures'
 emoji-clip features alone. Held-out pairs are of 800 other pictures. 20 people (seeds).
 
-    python -m trimtab.benchmarks.optim.personal_reward [--seeds 20]
+    python -m trimtab.benchmarks.optim.personal_reward [--seeds 20] [--counts 40 200]
 """
 
 from __future__ import annotations
@@ -99,11 +99,13 @@ def person(features: Tensor, taste: Tensor, count: int, seed: int) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
-    seeds = parser.parse_args().seeds
+    parser.add_argument("--counts", type=int, nargs="+", default=COUNTS)
+    options = parser.parse_args()
+    seeds = options.seeds
     torch.set_num_threads(1)
     facts, features = scenes_and_features()
     rows = []
-    for count in COUNTS:
+    for count in options.counts:
         runs = [person(features, hidden_taste(facts, seed), count, seed) for seed in range(seeds)]
         mean = {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
         error = {name: float(np.std([run[name] for run in runs], ddof=1) / seeds**0.5) for name in runs[0]}
