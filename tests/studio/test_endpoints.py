@@ -1,6 +1,9 @@
 """The app's endpoints through gradio_client, on the bundled model in two steps."""
 
+import json
+import math
 import os
+from pathlib import Path
 
 import pytest
 
@@ -50,7 +53,7 @@ def test_create_gives_the_picture_that_its_code_makes(client, tmp_path, monkeypa
     assert facts.count("saturation") == 2 and "Done" in status
     monkeypatch.chdir(tmp_path)
     exec(code, {})
-    file = download["value"] if isinstance(download, dict) else download
+    file = file_of(download)
     ours, theirs = (np.asarray(Image.open(path).convert("RGB")) for path in (file, tmp_path / "picture.png"))
     assert np.array_equal(ours, theirs)
     assert Image.open(file).text["prompt"] == PROMPT
@@ -98,3 +101,25 @@ def test_a_cancelled_run_frees_the_model(client):
     job.cancel()
     assert "Done" in create(client)[-1]
     assert MODEL.loads == 1
+
+
+def test_improve_gives_a_better_picture_its_figures_and_the_code(client):
+    result = client.predict(
+        prompt="three cars on a mint background", iterations=3, seed=109, model="bundled", api_name="/improve"
+    )
+    best, both, curve, strip, picture, figures, code, status = result
+    assert "Done" in status and "at iteration" in status
+    assert len(both) == 2 and "best so far from" in curve and "num_optimization_steps=3" in code
+    report = json.loads(Path(file_of(figures)).read_text())
+    assert len(report["rewards"]) == 3 and len(strip) == sum(
+        reward > max(report["rewards"][:step], default=-math.inf) for step, reward in enumerate(report["rewards"])
+    )
+    with Image.open(file_of(picture)) as image:
+        assert json.loads(image.text["settings"])["seed"] == 109
+    with pytest.raises(AppError, match="reward takes one of|not in the list"):
+        client.predict(prompt=PROMPT, reward="../secret", model="bundled", api_name="/improve")
+
+
+def file_of(download):
+    """Of a button for downloads."""
+    return download["value"] if isinstance(download, dict) else download
