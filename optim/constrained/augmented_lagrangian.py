@@ -203,7 +203,7 @@ def _restored(problem: EqualityProblem, point: Point) -> Point:
     for _ in range(20):
         if point.violation <= goal:
             break
-        move = torch.linalg.lstsq(point.jacobian, -point.c[:, None], driver="gelsd").solution[:, 0]
+        move = point.restoration()
         for halvings in range(12):
             trial = Point.at(problem, point.x + 0.5**halvings * move)
             if trial.finite and trial.c.square().sum() <= (1 - 0.2 * 0.5**halvings) * point.c.square().sum():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trimtab.optim.checks import checked_number, checked_point
 
-from .kkt import Point
+from .kkt import Point, least_squares
 
 __all__ = ["FirstOrderSQP"]
 
@@ -75,7 +75,7 @@ class FirstOrderSQP:
         """The point taken, moved by the shortest step at which the linearized constraints hold, (n,)."""
         if self.point is None:
             return self.start.clone()
-        return self.point.x + _least(self.point.jacobian, -self.point.c)
+        return self.point.x + self.point.restoration()
 
     def tell(self, value: float, gradient: Tensor, c: Tensor, jacobian: Tensor, x: Tensor | None = None) -> bool:
         """Takes what is at a point.
@@ -145,10 +145,10 @@ class FirstOrderSQP:
         """The direction from the point taken, with penalties at which it descends."""
         point, lam, tau = self.point, self.lam, self.tau
         G, c, slope = point.jacobian, point.c, point.slope(self.lam)
-        new = _solved(G @ G.T, tau * c - G @ point.gradient)
+        new = least_squares(G @ G.T, tau * c - G @ point.gradient)
         dx, dlam = -point.slope(new) / tau, new - lam
         # The paper's ||b||^2, with the violation as the length of its restoration so that its unit does not matter.
-        square = float(slope.square().sum() + tau**2 * _least(G, c).square().sum())
+        square = float(slope.square().sum() + tau**2 * point.restoration().square().sum())
         along, across = float(slope @ dx), float(c @ dlam)
         pushed, violated = float((G @ slope) @ dlam), float(c.square().sum())
         for _ in range(100):
@@ -157,14 +157,3 @@ class FirstOrderSQP:
                 break
             self.eta1, self.eta2 = self.eta1 * self.nu**2, self.eta2 / self.nu
         self.direction, self.size, self.rejected = (dx, dlam, descent), 1.0, 0
-
-
-def _solved(gram: Tensor, right: Tensor) -> Tensor:
-    if not len(gram):
-        return right
-    return torch.linalg.lstsq(gram.double(), right.double()[:, None], driver="gelsd").solution[:, 0].to(right)
-
-
-def _least(jacobian: Tensor, right: Tensor) -> Tensor:
-    """The shortest solution of J d = right."""
-    return jacobian.T @ _solved(jacobian @ jacobian.T, right)

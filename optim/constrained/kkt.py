@@ -12,7 +12,7 @@ from .merit import EqualityProblem
 from .minres import minres
 from .sketching import sketch_project
 
-__all__ = ["KKTSystem", "Point"]
+__all__ = ["KKTSystem", "Point", "least_squares"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,16 @@ class Point:
 
     def multipliers(self) -> Tensor:
         """Those that make the Lagrangian's gradient shortest."""
-        return -torch.linalg.lstsq(self.jacobian.T, self.gradient[:, None], driver="gelsd").solution[:, 0]
+        return -least_squares(self.jacobian @ self.jacobian.T, self.jacobian @ self.gradient)
+
+    def restoration(self) -> Tensor:
+        """The shortest step at which the linearized constraints hold."""
+        return -self.jacobian.T @ least_squares(self.jacobian @ self.jacobian.T, self.c)
+
+
+def least_squares(matrix: Tensor, right: Tensor) -> Tensor:
+    """A^+ right for a symmetric A, singular ones too, computed in float64 on any device."""
+    return (torch.linalg.pinv(matrix.double(), hermitian=True) @ right.double()).to(right)
 
 
 class KKTSystem:
@@ -180,7 +189,7 @@ class KKTSystem:
             if z is None:
                 z, trouble = torch.linalg.solve_ex(K, b)
                 if trouble or not bool(torch.isfinite(z).all()):  # constraints that became dependent
-                    z = torch.linalg.lstsq(K, b[:, None], driver="gelsd").solution[:, 0]
+                    z = least_squares(K, b)
             return z
         kind = "gaussian" if self.solver == "sketch" else "coordinate"
         block = self.block if kind == "gaussian" else 1
