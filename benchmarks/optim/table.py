@@ -22,7 +22,7 @@ def main() -> None:
     for name in BENCHMARKS:
         path = RESULTS / f"{name}.json"
         if path.exists():
-            rows += [Row(**row) for row in json.loads(path.read_text())["rows"]]
+            rows += [Row(**row) for row in json.loads(path.read_text()).get("rows", [])]
         else:
             print(f"not run yet: python -m trimtab.benchmarks.optim.{name}")
     print_rows(rows)

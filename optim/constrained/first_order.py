@@ -92,7 +92,7 @@ class FirstOrderSQP:
         """
         forced = x is not None
         x = self.ask() if x is None else x.flatten().to(self.start)
-        found = Point(x, float(value), gradient.flatten().to(x), c.to(x), jacobian.reshape(len(c), -1).to(x))
+        found = Point(x, float(value), gradient.flatten().to(x), c.to(x), jacobian.reshape(len(c), x.numel()).to(x))
         if self.point is None or forced:
             if not found.finite:
                 return False
