@@ -50,6 +50,10 @@ def app(tmp_path_factory):
         process.wait(30)
 
 
+def connected(url: str) -> Client:
+    return Client(url, verbose=False, httpx_kwargs={"timeout": 300})
+
+
 def make(client: Client, seed: int) -> tuple[bytes, float]:
     """A picture of two steps as its pixels, and the seconds that it took; checked to be of this seed."""
     began = time.monotonic()
@@ -70,7 +74,7 @@ def test_thirty_two_users_at_once_and_two_hundred_requests(app, capsys):
     url, process = app
     idle = megabytes(process)
     with ThreadPoolExecutor(USERS) as pool:
-        clients = list(pool.map(lambda _: Client(url, verbose=False), range(USERS)))
+        clients = list(pool.map(lambda _: connected(url), range(USERS)))
         began = time.monotonic()
         first = list(pool.map(make, clients, range(USERS)))
         at_once = time.monotonic() - began
@@ -95,7 +99,7 @@ def test_thirty_two_users_at_once_and_two_hundred_requests(app, capsys):
 def test_first_previews_come_within_three_seconds_of_the_work(app, tmp_path, capsys):
     """Timed from the first note of the work itself, after loading and waiting."""
     url, _ = app
-    client = Client(url, verbose=False)
+    client = connected(url)
     make(client, 0)  # the model is there
     drawn_picture().save(tmp_path / "picture.png")
     picture = {"image": handle_file(tmp_path / "picture.png"), "mask": None}

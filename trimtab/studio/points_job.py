@@ -41,7 +41,7 @@ LOSSES = {
 MOST_STEPS, MOST_CLOUDS = 300, 12
 _MODEL = "point-clouds"
 _LEARNING_RATE = 0.005
-_PAUSE, _LONGER = 1.0, 1.25
+_PAUSE, _LONGER = 2.0, 1.5
 """Seconds between two pictures of a descent, and by what they grow: a browser without a graphics card draws slowly."""
 
 
