@@ -117,7 +117,8 @@ class GradientAscent(NoiseOptimizer):
 
     Args:
         problem: what it starts from.
-        num_starts: noises to choose the start from, >= 1, the problem's own among them. ReNO has 1.
+        num_starts: noises to choose the start from, >= 1, the problem's own among them; at most a third of the
+            proposals. ReNO has 1.
         optimizer: makes a `torch.optim.Optimizer` of a list of parameters, one sample's noise.
         regularization_weight: >= 0, of K.
         max_grad_norm: > 0, a sample's gradient is shortened to this length; None leaves it.
@@ -143,7 +144,7 @@ class GradientAscent(NoiseOptimizer):
         if max_grad_norm is not None and _checked("max_grad_norm", max_grad_norm, least=0.0) == 0:
             raise ValueError("`max_grad_norm` is 0; takes None or a number > 0")
         self.max_grad_norm = max_grad_norm
-        self._starts = min(checked_count("num_starts", num_starts), max(1, problem.num_steps - 1))
+        self._starts = min(checked_count("num_starts", num_starts), max(1, problem.num_steps // 3))
         self._told = 0
         self._start = problem.latents.detach().float().clone()
         self._start_rewards = torch.full((len(self._start),), float("-inf"), dtype=torch.float64)

@@ -25,7 +25,7 @@ class NoisePreset:
     call: dict[str, Any] = field(default_factory=dict)
 
 
-_DEFAULT = {"optimizer": SphereMomentum, "lr": 0.015, "momentum": 0.9}
+_DEFAULT = {"num_starts": 8, "optimizer": SphereMomentum, "lr": 0.015, "momentum": 0.9}
 
 
 def _paper(lr: float = 5.0) -> dict[str, Any]:

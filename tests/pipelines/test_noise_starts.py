@@ -11,8 +11,8 @@ STARTS = {"num_starts": 4, "optimizer": torch.optim.SGD, "lr": 0.1, "regularizat
 
 def test_the_ascent_sets_out_from_each_samples_best_start():
     first = noise(3)
-    states = run(quadratic, first, 7, settings=STARTS)
-    asked = problem(first, 7)
+    states = run(quadratic, first, 12, settings=STARTS)
+    asked = problem(first, 12)
     starts = torch.stack([first, *(asked.sample() for _ in range(3))])
     rewards = torch.stack([quadratic(start, None) for start in starts])
     torch.testing.assert_close(torch.stack([state.rewards for state in states[:4]]), rewards)
@@ -31,8 +31,8 @@ def test_no_gradient_is_computed_while_the_start_is_sought():
         seen.append(images.requires_grad)
         return quadratic(images, prompts)
 
-    run(watched, noise(2), 6, settings=STARTS)
-    assert seen == [False] * 4 + [True, False]  # the last picture is not stepped from
+    run(watched, noise(2), 12, settings=STARTS)
+    assert seen == [False] * 4 + [True] * 7 + [False]  # the last picture is not stepped from
 
 
 def test_a_failed_start_is_not_chosen():
@@ -40,13 +40,13 @@ def test_a_failed_start_is_not_chosen():
         value = quadratic(images, prompts)
         return torch.where(images.mean((1, 2, 3)) > 0.1, torch.full_like(value, -1e9), value)
 
-    states = run(sometimes, noise(4, seed=3), 6, settings=STARTS)
+    states = run(sometimes, noise(4, seed=3), 12, settings=STARTS)
     rewards = torch.stack([state.rewards for state in states])
     torch.testing.assert_close(rewards[4], rewards[:4].max(0).values)
 
 
-def test_a_run_too_short_for_them_still_ascends_once():
-    made = make_noise_optimizer("gradient", problem(noise(1), 3), STARTS | {"num_starts": 50})
+def test_they_take_at_most_a_third_of_a_run():
+    made = make_noise_optimizer("gradient", problem(noise(1), 7), STARTS | {"num_starts": 50})
     for expected in (False, False, True):
         assert made.needs_gradient is expected
         made.ask()
