@@ -64,9 +64,10 @@ def _build_reconstruct(studio: Studio) -> dict[str, Any]:
                 stop = gr.Button("Stop", min_width=60, elem_id="points-stop")
         with gr.Column(elem_classes="part-result"):
             status = studio.status("points", "Ready. The last six shapes are of kinds that the model never saw.")
-            view = gr.Plot(label="What is given, and its reconstruction", elem_id="points-view")
+            view = gr.Plot(label="Given and made", elem_id="points-view")
             table = gr.Dataframe(
                 _table({}, {}), label="Distances between the two, at unit radius", interactive=False, buttons=[],
+                wrap=True, column_widths=["44%", "28%", "28%"],
                 elem_id="points-table",
             )  # fmt: skip
             curve = gr.HTML(_curve(()), label="Loss", elem_id="points-curve", elem_classes="curve")
@@ -257,7 +258,7 @@ def _shown(made: Reconstructed) -> tuple[Any, ...]:
 
 def _table(first: dict[str, float], last: dict[str, float]) -> pd.DataFrame:
     rows = [(name, f"{value:.4f}", f"{last[name]:.4f}" if last else "") for name, value in first.items()]
-    return pd.DataFrame(rows, columns=["Distance", "Encoder alone", "Under the loss"])
+    return pd.DataFrame(rows, columns=["Distance", "Encoder", "Refined"])
 
 
 def _curve(losses: tuple[float, ...]) -> str:
