@@ -7,6 +7,9 @@ import json
 from trimtab.benchmarks.optim.report import RESULTS, Row, print_rows
 
 BENCHMARKS = (
+    "personal_reward",
+    "newton",
+    "blind_gain",
     "consensus",
     "directional",
     "mirror_descent",
