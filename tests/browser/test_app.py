@@ -255,6 +255,11 @@ def test_the_keyboard_is_enough(page):
             break
     page.keyboard.press("Enter")
     wait_for_status(page, "create", DONE)
+    handle = page.locator("#create-slider [role=slider]")
+    handle.focus()
+    at = int(handle.get_attribute("aria-valuenow"))
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(f"document.querySelector('#create-slider [role=slider]').ariaValueNow > {at}")
     page.get_by_role("tab", name="Create").focus()
     for tab in TABS[1:]:
         page.keyboard.press("Tab")

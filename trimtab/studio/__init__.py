@@ -35,9 +35,16 @@ which puts it into the one queue line of the model. ``studio.stop_button(ID, but
 that tab within a step; what was emitted stays, and the last yield still comes. The last update has ``finished`` set,
 and ``stopped`` says why if it ended early.
 
+The components lie in a ``gr.Row(elem_classes="tab-grid")`` with three columns, ``part-ask``, ``part-result`` and
+``part-settings``, which ``style.css`` puts side by side or, on a phone, one below the other; small buttons in a row
+``tools``. Curves are ``chart.curve_svg``, seeds ``tab.seed_input``.
+
 ``Tab.settings`` names the components whose values survive a reload and travel in the link to the page
 (``?tab=create&prompt=...``); ``studio.settings`` wires them. ``Tab.takes`` is a picture component into which other
 tabs can send theirs; ``Tab.gives`` is a component whose value is a picture, with the row where the buttons go.
+
+With ``Tab.job``, the job's class, pictures downloaded from the tab give their settings back when they are opened or
+dropped on the page (``reading``); ``page.js`` is the page's own code.
 
 Pictures come in through ``pictures.Picture``, which looks at the content and not the name. Errors for the person are
 ``ValueError``; everything else is caught in one place (``words.plain_words``).
