@@ -181,7 +181,7 @@ BAD: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (ValueError, "`acceleration` is 'newton'; takes one of none, anderson, inverse", {"acceleration": "newton"}),
     (ValueError, "`selection` is 'best'; takes 'last' or a function", {"selection": "best"}),
     (ValueError, "`selection` is 'residual'; takes 'last' or a function", {"selection": "residual"}),
-    (ValueError, "`blend` is 'poisson'; takes None, 'none' or one of 'feather'", {"blend": "poisson"}),
+    (ValueError, "`blend` is 'smear'; takes None, 'none' or one of 'feather', 'poisson'", {"blend": "smear"}),
     (ValueError, "`output_type` is 'jpg'", {"output_type": "jpg"}),
     (ValueError, "`prompt` has 2 prompts for 1 pictures", {"prompt": ["a cat", "a dog"]}),
     (ValueError, "`source_prompt` has 3 prompts for 1 pictures", {"source_prompt": ["a cat"] * 3}),
