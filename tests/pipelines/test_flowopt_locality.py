@@ -60,9 +60,7 @@ def _of_task(call: dict) -> dict:
 
 
 def test_an_iterate_is_the_masked_pass_from_the_weighted_update(pipe):  # noqa: F811
-    states = list(
-        pipe.stream(picture("sd3"), step_size=0.3, num_optimization_steps=2, locality=0.5, **PROMPTS, **RUN)
-    )
+    states = list(pipe.stream(picture("sd3"), step_size=0.3, num_optimization_steps=2, locality=0.5, **PROMPTS, **RUN))
     task = prepare_edit(pipe, picture("sd3"), PROMPTS["prompt"], PROMPTS["source_prompt"], local=True, **RUN)
     y, x0 = task.target, task.inverted(task.target)
     x, value = x0, task.flow(x0)

@@ -354,7 +354,7 @@ def test_what_is_no_reward_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     cases = {
         "": "`source` is ''",
-        "hps": "takes bundled, right-share, clip, pickscore, hpsv2.1, imagereward, aesthetic, reno, a folder, or a Hub id",
+        "hps": "takes bundled, right-share, clip, pickscore, hpsv2.1, imagereward, aesthetic, reno, a folder",
         "/no/such/folder": "takes bundled",
         str(tmp_path / "dino"): "a model of type 'dinov2'; takes one of clip, siglip, siglip2",
         str(tmp_path / "x.safetensors"): "whose weights are of none of hpsv2.1, imagereward, aesthetic",
