@@ -28,6 +28,7 @@ def test_a_chart_is_to_scale_and_says_what_it_shows():
     each, best = points(svg, 0), points(svg, 1)
     assert len(each) == 3 and len(best) == 4  # a gap for what is not finite
     assert np.allclose(best[:, 0], np.linspace(best[0, 0], best[-1, 0], 4), atol=0.1)
+    assert 0 <= best[-1, 1] < best[0, 1] - 100 and best[0, 1] <= 200  # more is higher, and fills the height
     assert np.isclose(each[0, 1] - each[2, 1], (each[0, 1] - each[1, 1]) / 2, atol=0.1)  # 2 is halfway from 1 to 3
     assert (
         ElementTree.fromstring(svg).get("aria-label") == "<reward> over iteration: each from 1 to 2; best from 1 to 3"
