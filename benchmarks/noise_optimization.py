@@ -46,7 +46,7 @@ CHECKPOINTS = (1, 10, 25, 50)
 METHODS: dict[str, dict[str, Any]] = {
     "best of n": {"optimizer": "best-of-n"},
     "paper": {"preset": "paper"},
-    "default": {},
+    "sphere": {"preset": "sphere"},
     "jacobian-free": {"gradient": "jacobian-free"},
 }
 RESAMPLES = 2000

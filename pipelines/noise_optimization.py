@@ -49,8 +49,8 @@ class NoiseOptimizationPipelineMixin(SharedComponentsMixin):
 
     and the picture with the highest reward is the result: L. Eyring, S. Karthik, K. Roth, A. Dosovitskiy, Z. Akata,
     "ReNO: Enhancing One-step Text-to-Image Models through Reward-based Noise Optimization" (arXiv 2406.04312).
-    `preset="paper"` is their loop: SGD with Nesterov's momentum on the clipped gradient. Beyond it: the default moves
-    by steps of one length on the sphere that noise lies on (`SphereMomentum`), samples of a batch are independent,
+    The default is their loop: SGD with Nesterov's momentum on the clipped gradient. Beyond it: samples of a batch are
+    independent, `preset="sphere"` moves by steps of one length on the sphere that noise lies on (`SphereMomentum`),
     many-step models are optimized at inference memory with `gradient="jacobian-free"`, and a held-out reward can end
     a run. Nothing of the pipeline changes; its text-to-image call is `pipe.generate`.
     """
@@ -328,7 +328,7 @@ def _preset(name: str | None) -> NoisePreset:
     if name is None:
         return NOISE_PRESETS["default"]
     if str(name).endswith(".json"):
-        return NoisePreset({**NOISE_PRESETS["default"].optimizer, **TunedPreset.load(name).noise})
+        return NoisePreset({**NOISE_PRESETS["sphere"].optimizer, **TunedPreset.load(name).noise})
     if name not in NOISE_PRESETS:
         raise ValueError(f"`preset` is {name!r}; takes one of {', '.join(NOISE_PRESETS)}, or a .json file")
     return NOISE_PRESETS[name]

@@ -25,7 +25,7 @@ class NoisePreset:
     call: dict[str, Any] = field(default_factory=dict)
 
 
-_DEFAULT = {"num_starts": 8, "optimizer": SphereMomentum, "lr": 0.015, "momentum": 0.9}
+_SPHERE = {"num_starts": 8, "optimizer": SphereMomentum, "lr": 0.015, "momentum": 0.9}
 
 
 def _paper(lr: float = 5.0) -> dict[str, Any]:
@@ -42,7 +42,9 @@ def _paper(lr: float = 5.0) -> dict[str, Any]:
 
 _ONE_STEP = {"num_inference_steps": 1, "guidance_scale": 0.0}
 NOISE_PRESETS: dict[str, NoisePreset] = {
-    "default": NoisePreset(_DEFAULT),
+    # The paper's: steps on the sphere climb further, and past 10 iterations the judge finds fewer pictures right.
+    "default": NoisePreset(_paper()),
+    "sphere": NoisePreset(_SPHERE),
     "paper": NoisePreset(_paper()),
     # The paper's models as its code calls them. SDXL-Turbo has an Euler-ancestral scheduler with trailing steps,
     # Hyper-SDXL an LCM scheduler and PixArt-DMD its own DDPM one.
@@ -54,10 +56,10 @@ NOISE_PRESETS: dict[str, NoisePreset] = {
     ),
     "paper-flux-schnell": NoisePreset(_paper(), _ONE_STEP | {"height": 512, "width": 512, "max_sequence_length": 256}),
     # Few-step models that came later, called as their authors say.
-    "sd3.5-large-turbo": NoisePreset(_DEFAULT, {"num_inference_steps": 4, "guidance_scale": 0.0}),
+    "sd3.5-large-turbo": NoisePreset(_paper(), {"num_inference_steps": 4, "guidance_scale": 0.0}),
     "flux-schnell": NoisePreset(
-        _DEFAULT, {"num_inference_steps": 4, "guidance_scale": 0.0, "max_sequence_length": 256}
+        _paper(), {"num_inference_steps": 4, "guidance_scale": 0.0, "max_sequence_length": 256}
     ),
-    "sana-sprint": NoisePreset(_DEFAULT, {"num_inference_steps": 2, "guidance_scale": 4.5}),
-    "z-image-turbo": NoisePreset(_DEFAULT, {"num_inference_steps": 9, "guidance_scale": 0.0}),
+    "sana-sprint": NoisePreset(_paper(), {"num_inference_steps": 2, "guidance_scale": 4.5}),
+    "z-image-turbo": NoisePreset(_paper(), {"num_inference_steps": 9, "guidance_scale": 0.0}),
 }

@@ -487,7 +487,7 @@ def test_gradient_ascent_beats_best_of_n_by_far_on_a_random_generator():
         ("best of 50", "best-of-n", {}),
         ("paper", "gradient", PAPER),
         ("default", "gradient", NOISE_PRESETS["default"].optimizer),
-        ("larger steps", "gradient", NOISE_PRESETS["default"].optimizer | {"lr": 0.03, "num_starts": 1}),
+        ("larger steps", "gradient", NOISE_PRESETS["sphere"].optimizer | {"lr": 0.03, "num_starts": 1}),
     ):
         objective = NoiseObjective(generator, CallableReward(reward, True), [str(i) for i in range(8)])
         states = list(NoiseRun(objective, make_noise_optimizer(optimizer, problem(start), settings), 50))

@@ -95,7 +95,7 @@ def test_presets_are_files_that_pipelines_and_guiders_load(tmp_path):
     for guider in (AdaptiveProjectedGuidance.from_preset(str(path)), make_guider(str(path), 6.0)):
         assert (guider.guidance_scale, guider.momentum, guider.rescale_rms, guider.rescale) == (6.0, 0.25, 0.1, None)
     assert AdaptiveProjectedGuidance.from_preset(str(path), guidance_scale=3.0).guidance_scale == 3.0
-    assert _preset(str(path)).optimizer["lr"] == 0.2 and _preset(None).optimizer["lr"] == 0.03
+    assert _preset(str(path)).optimizer["lr"] == 0.2 and _preset(None).optimizer["lr"] == 5.0
     for content, message in (
         ("[1", "no JSON"),
         ("{}", "no preset"),

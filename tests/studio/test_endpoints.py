@@ -28,8 +28,9 @@ PROMPT = "a cat on a sky background"
 
 @pytest.fixture(scope="module")
 def client():
+    before = MODEL.loaded
     page = build()
-    assert MODEL.loaded is None  # nothing is loaded before it is used
+    assert MODEL.loaded is before  # nothing is loaded before it is used
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     yield Client(url, verbose=False)
     page.close()

@@ -8,8 +8,8 @@ from trimtab.commands.words import report_unknown_words
 
 __all__ = ["demo_optimize"]
 
-PROMPT = "three owls on a pink background"
-SEED = 0
+PROMPT = "three cars on a mint background"
+SEED = 3
 ITERATIONS = 15
 
 

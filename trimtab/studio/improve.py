@@ -85,7 +85,7 @@ def build_tab(studio: Studio) -> Tab:
             iterations = gr.Slider(
                 1, 100, 20, step=1, label="Iterations", info="Pictures made on the way", elem_id="improve-iterations"
             )
-            seed = seed_input("improve-seed", 109)
+            seed = seed_input("improve-seed", 3)
             with gr.Accordion("Colours too", open=False):
                 palette = gr.Textbox(
                     "", label="Colours", info="With commas between them, such as pink, #ffd1dc", max_length=200
@@ -98,7 +98,7 @@ def build_tab(studio: Studio) -> Tab:
                     [("Follow the gradient", "gradient"), ("Fresh noise each time", "best-of-n")],
                     value="gradient", label="Search",
                 )  # fmt: skip
-                learning_rate = gr.Slider(0.005, 0.2, 0.015, step=0.005, label="Step of the gradient")
+                learning_rate = gr.Slider(0.5, 20.0, 5.0, step=0.5, label="Step of the gradient")
                 few_steps = gr.Checkbox(
                     True, label="Fast: the bundled model in four steps", visible=BUNDLED in studio.limits.models,
                     info="Its transformer, distilled from twenty guided steps", elem_id="improve-fast",

@@ -61,7 +61,7 @@ class ImproveJob:
         palette_weight: of their reward, 0 or more; 0 is none.
         optimizer: "gradient", or "best-of-n" for fresh noise each time.
         iterations: pictures made on the way.
-        learning_rate: the step of the gradient, relative to the noise.
+        learning_rate: the step of the gradient, which is cut to a length of 0.1.
         steps: of the sampler.
         guidance_scale: of the prompt.
         few_steps: whether the bundled model makes each picture in four evaluations, by its distilled transformer;
@@ -81,7 +81,7 @@ class ImproveJob:
     palette_weight: float = 0.0
     optimizer: Literal["gradient", "best-of-n"] = "gradient"
     iterations: int = 20
-    learning_rate: float = 0.015
+    learning_rate: float = 5.0
     steps: int = 8
     guidance_scale: float = 5.0
     few_steps: bool = True
@@ -106,7 +106,7 @@ class ImproveJob:
         for name, low, high in (
             ("reward_weight", 0.0, 100.0),
             ("palette_weight", 0.0, 100.0),
-            ("learning_rate", 1e-4, 1.0),
+            ("learning_rate", 1e-4, 100.0),
             ("guidance_scale", 0.0, 50.0),
         ):
             if not is_number(getattr(self, name), low, high):
