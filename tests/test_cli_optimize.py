@@ -148,7 +148,7 @@ BAD = {
     "unknown optimizer": (["--optimizer", "newton", "--", "a cat"], "`optimizer` is 'newton'"),
     "unknown gradient": (["--gradient", "half", "--", "a cat"], "`gradient` is 'half'"),
     "unknown preset": (["--preset", "papers", "--", "a cat"], "`preset` is 'papers'"),
-    "no learning rate": (["--learning-rate", "0", "--", "a cat"], "`lr` is 0.0"),
+    "no learning rate": (["--learning-rate", "0", "--", "a cat"], "--learning-rate takes a number above 0; got 0"),
     "patience alone": (["--monitor-patience", "3", "--", "a cat"], "without a `monitor`"),
     "no iterations": (["--num-optimization-steps", "0", "--", "a cat"], "1 or more; got 0"),
     "odd height": (["--height", "30", "--", "a cat"], "--height takes a multiple of 4"),

@@ -411,7 +411,11 @@ BAD = {
     "half a step": ({"num_optimization_steps": 1.5}, TypeError, "`num_optimization_steps` is a float"),
     "an unknown optimizer": ({"optimizer": "newton"}, ValueError, "`optimizer` is 'newton'"),
     "an unknown gradient": ({"gradient": "half"}, ValueError, "`gradient` is 'half'; takes 'full' or 'jacobian-free'"),
-    "an unknown preset": ({"preset": "papers"}, ValueError, "`preset` is 'papers'; takes one of default, sphere, paper"),
+    "an unknown preset": (
+        {"preset": "papers"},
+        ValueError,
+        "`preset` is 'papers'; takes one of default, sphere, paper",
+    ),
     "an unknown setting": ({"optimizer_kwargs": {"speed": 3}}, TypeError, "speed"),
     "noise of another shape": ({"latents": torch.randn(1, 4, 4, 4)}, ValueError, r"takes \(B, 4, 8, 8\)"),
     "noise of another number": (

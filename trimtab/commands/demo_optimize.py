@@ -10,7 +10,7 @@ __all__ = ["demo_optimize"]
 
 PROMPT = "three cars on a mint background"
 SEED = 3
-ITERATIONS = 15
+ITERATIONS = 12
 
 
 def demo_optimize(pipe: Any, folder: Path, seed: int = SEED, *, bundled: bool = True) -> Path:

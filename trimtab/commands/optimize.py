@@ -85,6 +85,8 @@ def run(args: argparse.Namespace) -> None:
         UsageError: if an argument cannot be used; nothing was written then.
         KeyboardInterrupt: when interrupted, after the best pictures so far were written.
     """
+    if args.learning_rate is not None and not 0 < args.learning_rate < float("inf"):
+        raise UsageError(f"--learning-rate takes a number above 0; got {args.learning_rate:g}")
     jobs = optimize_jobs(args)
     weights = reward_weights(args.reward or ["bundled"])
     folder = check_folder(args.output)
