@@ -3,7 +3,10 @@
 from importlib.resources import as_file, files
 from pathlib import Path
 
-__all__ = ["asset_path"]
+__all__ = ["FEW_STEPS", "asset_path"]
+
+FEW_STEPS = "transformer_4_steps"
+"""Folder, in emoji-scenes, of its transformer distilled to four evaluations."""
 
 
 def asset_path(name: str) -> Path:

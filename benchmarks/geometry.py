@@ -141,7 +141,11 @@ def peak_memory(*, reset: bool = False) -> float:
 
 def extra_memory(call: str, clouds: int, points: int) -> float:
     """MB by which a fresh process grows in one call."""
-    code = _MEMORY.format(call=call, clouds=clouds, points=points)
+    return printed_by(_MEMORY.format(call=call, clouds=clouds, points=points))
+
+
+def printed_by(code: str) -> float:
+    """The number that code prints last in a fresh process that finds this checkout's modules."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return float(run.stdout.split()[-1])

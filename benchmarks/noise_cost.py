@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trimtab.assets import asset_path
+from trimtab.benchmarks.geometry import peak_memory, printed_by
 from trimtab.benchmarks.noise_optimization import DISTILLED, compositional_captions, load
 from trimtab.commands.pictures import write_json
 
@@ -67,9 +64,7 @@ def measure_time(pipe: Any, repeats: int = 5) -> dict[str, float]:
 
 def grown(batch_size: int, checkpointing: bool) -> float:
     """MB that this process grows by in two iterations of a batch of captions; run it in a fresh one."""
-    from trimtab.benchmarks.geometry import peak_memory
-
-    pipe = load(transformer=str(asset_path("emoji-scenes") / "transformer_4_steps"))
+    pipe = load()
     captions = compositional_captions(batch_size)
     options = {"output_type": "latent", "gradient_checkpointing": checkpointing, **DISTILLED}
     pipe(captions[:1], num_optimization_steps=1, **options)  # what is loaded and cached at the first use
@@ -80,13 +75,9 @@ def grown(batch_size: int, checkpointing: bool) -> float:
 
 def measure_memory(batch_size: int) -> dict[str, float]:
     """MB of two iterations with checkpointing and without, each in a process of its own, and their ratio."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
-    figures = {}
-    for name, checkpointing in (("checkpointed", True), ("plain", False)):
-        code = f"from trimtab.benchmarks.noise_cost import grown; print(grown({batch_size}, {checkpointing}))"
-        command = [sys.executable, "-c", code]
-        run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        figures[name] = float(run.stdout.split()[-1])
+    code = "from trimtab.benchmarks.noise_cost import grown; print(grown({}, {}))"
+    settings = {"checkpointed": True, "plain": False}
+    figures = {name: printed_by(code.format(batch_size, on)) for name, on in settings.items()}
     return {**figures, "ratio": figures["checkpointed"] / figures["plain"]}
 
 
@@ -99,7 +90,7 @@ def main() -> None:
     options = parser.parse_args()
     memory = measure_memory(options.batch_size)
     print(json.dumps({"MB": memory}), flush=True)
-    seconds = measure_time(load(transformer=str(asset_path("emoji-scenes") / "transformer_4_steps")), options.repeats)
+    seconds = measure_time(load(), options.repeats)
     print(json.dumps({"seconds": seconds}))
     machine = {"threads": torch.get_num_threads(), "torch": torch.__version__}
     options.out.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from trimtab.assets import asset_path
+from trimtab.commands.few_steps import FEW_STEPS_CALL, with_few_steps
 from trimtab.commands.pictures import write_json
 from trimtab.pipelines import NoiseOptimizationPipeline
 from trimtab.recipes.emoji_scenes import altered_captions, check_scene, parse_caption, sample_facts, write_caption
@@ -33,12 +34,7 @@ __all__ = ["METHODS", "compositional_captions", "main", "run_cell", "summary", "
 SEED = 2025
 STEPS, SCALE = 8, 5.0
 FULL_MODEL: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "max_sequence_length": 16}
-DISTILLED: dict[str, Any] = {
-    "sigmas": [1.0, 0.75, 0.5, 0.25],
-    "num_inference_steps": 4,
-    "guidance_scale": 1.0,
-    "max_sequence_length": 16,
-}
+DISTILLED: dict[str, Any] = {**FEW_STEPS_CALL, "max_sequence_length": 16}
 """How the model, and its transformer distilled by `trimtab.recipes.distil`, are called."""
 CATEGORIES = ("count", "left_right", "above_below")
 CHECKPOINTS = (1, 10, 25, 50)
@@ -59,15 +55,12 @@ def compositional_captions(count: int, *, held_out: bool = True, seed: int = SEE
     return [write_caption(sample_facts(rng, CATEGORIES[i % len(CATEGORIES)], held_out=held_out)) for i in range(count)]
 
 
-def load(
-    dtype: str = "float32", model: str | None = None, *, transformer: str | None = None, reward: str = "clip"
-) -> Any:
+def load(dtype: str = "float32", *, few_steps: bool = True, reward: str = "clip") -> Any:
     """The bundled model with the bundled reward, on what there is.
 
     Args:
         dtype: of the model.
-        model: another folder than the bundled one.
-        transformer: folder of a distilled transformer to put in the place of the model's.
+        few_steps: with its distilled transformer.
         reward: "clip" for emoji-clip's logit, "contrast" for the caption's log-probability among all captions that
             differ from it in one attribute.
     """
@@ -80,12 +73,8 @@ def load(
     scored = load_reward("bundled", device=device)
     if reward == "contrast":
         scored = ContrastReward(scored, functools.cache(altered_captions))
-    stock = DiffusionPipeline.from_pretrained(model or asset_path("emoji-scenes"), dtype=getattr(torch, dtype))
-    if transformer is not None:
-        from diffusers import SD3Transformer2DModel
-
-        stock.transformer = SD3Transformer2DModel.from_pretrained(transformer, dtype=getattr(torch, dtype))
-    pipe = NoiseOptimizationPipeline.from_pipe(stock.to(device), reward=scored)
+    stock = DiffusionPipeline.from_pretrained(asset_path("emoji-scenes"), dtype=getattr(torch, dtype)).to(device)
+    pipe = NoiseOptimizationPipeline.from_pipe(with_few_steps(stock) if few_steps else stock, reward=scored)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -273,7 +262,6 @@ def main() -> None:
     parser.add_argument("--name", default="noise_optimization", help="of the JSON file")
     options = parser.parse_args()
     call = FULL_MODEL if options.full_model else DISTILLED
-    distilled = None if options.full_model else str(asset_path("emoji-scenes") / "transformer_4_steps")
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{options.name}.json"
     settings = {"iterations": options.iterations, "dtype": options.dtype, "reward": options.reward, "call": call}
@@ -281,7 +269,7 @@ def main() -> None:
     if content.get("settings") != settings:
         content = {"settings": settings, "cells": {}}
     captions = compositional_captions(options.num_captions)
-    pipe = load(options.dtype, transformer=distilled, reward=options.reward)
+    pipe = load(options.dtype, few_steps=not options.full_model, reward=options.reward)
     began = time.perf_counter()
     for first in range(0, len(captions), options.batch_size):
         missing = [method for method in options.methods if f"{method}/{first}" not in content["cells"]]

@@ -46,7 +46,8 @@ class SlicedCost(torch.autograd.Function):
         chunk_size: int | None,
     ) -> Tensor:
         inputs = (x, y, theta, x_weights, y_weights, v_sorted)
-        cost, *grads = _cost_in_parts(*inputs, p, backend, chunk_size, ctx.needs_input_grad[:3])
+        options = {"p": p, "backend": backend, "chunk_size": chunk_size, "wants": ctx.needs_input_grad[:3]}
+        cost, *grads = _cost_in_parts(inputs, **options)
         ctx.save_for_backward(*grads, *inputs)
         ctx.p = p
         return cost
@@ -60,18 +61,10 @@ class SlicedCost(torch.autograd.Function):
 
 
 def _cost_in_parts(
-    x: Tensor,
-    y: Tensor | None,
-    theta: Tensor,
-    x_weights: Tensor | None,
-    y_weights: Tensor | None,
-    v_sorted: Tensor | None,
-    p: float,
-    backend: str,
-    chunk_size: int | None,
-    wants: tuple[bool, bool, bool],
+    inputs: Sequence[Tensor | None], **options: Any
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """The cost (B,) and its gradients; on a CPU in a thread for each part of the clouds, or of the slices of few."""
+    x, y, theta, x_weights, y_weights, v_sorted = inputs
     batch, count = theta.shape[:2]
     parts = num_parts(max(batch, count), batch * count * x.shape[1]) if x.device.type == "cpu" else 1
     of_slices = parts > batch
@@ -82,8 +75,7 @@ def _cost_in_parts(
         of_target = clouds if v_sorted is not None and len(v_sorted) > 1 else slice(None)
         own = [None if t is None else t[clouds] for t in (x, y, theta[:, slices], x_weights, y_weights)]
         pieces.append((*own, None if v_sorted is None else v_sorted[of_target, slices]))
-    task = partial(_cost_and_gradients, p=p, backend=backend, chunk_size=chunk_size, wants=wants)
-    found = list(zip(*in_threads(task, pieces), strict=True))
+    found = list(zip(*in_threads(partial(_cost_and_gradients, **options), pieces), strict=True))
     join = [lambda some: torch.stack(some).sum(0)] * 3 + [partial(torch.cat, dim=1)] if of_slices else [torch.cat] * 4
     values = (None if some[0] is None else put(some) for put, some in zip(join, found, strict=True))
     return tuple(None if value is None else value.div_(count) for value in values)

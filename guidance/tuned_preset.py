@@ -41,8 +41,8 @@ class TunedPreset:
 
     def guidance_arguments(self) -> dict[str, float]:
         """Keyword arguments of `AdaptiveProjectedGuidance`."""
-        return {name if name == "guidance_scale" else _PREFIX + name if name != "eta" else name: value
-                for name, value in self.guidance.items()}  # fmt: skip
+        plain = ("guidance_scale", "eta")
+        return {name if name in plain else _PREFIX + name: value for name, value in self.guidance.items()}
 
     def save(self, path: str | Path) -> None:
         """Writes the file under a temporary name, then renames it."""

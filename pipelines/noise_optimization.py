@@ -12,7 +12,6 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from trimtab.guidance.tuned_preset import TunedPreset
 from trimtab.optim.checks import checked_number
 from trimtab.rewards import RewardModel, WeightedReward, load_reward
 
@@ -23,7 +22,7 @@ from .noise_equality import EqualityAscent
 from .noise_objective import NoiseObjective
 from .noise_optimizers import NoiseOptimizer, make_noise_optimizer, noise_optimizer_class
 from .noise_output import NoiseOptimizationPipelineOutput, Recorder
-from .noise_presets import NOISE_PRESETS, NoisePreset
+from .noise_presets import noise_preset
 from .noise_run import NoiseOptimizationState, NoiseRun
 from .noise_task import NoiseTask, prepare_noise_task
 from .sharing import SharedComponentsMixin
@@ -246,7 +245,7 @@ class NoiseOptimizationPipelineMixin(SharedComponentsMixin):
         """Checks everything and makes the run; no denoiser has run afterwards."""
         if gradient not in ("full", "jacobian-free"):
             raise ValueError(f"`gradient` is {gradient!r}; takes 'full' or 'jacobian-free'")
-        chosen = _preset(preset)
+        chosen = noise_preset(preset)
         model = self.reward if reward is None else as_reward(reward)
         if model is None:
             raise ValueError(
@@ -322,16 +321,6 @@ def _check_equalities(function: Any, tolerance: float, optimizer: Any, constrain
     if optimizer not in ("gradient", EqualityAscent) or constraints is not None or gradient != "full":
         given = f"`optimizer` {optimizer!r}, `gradient` {gradient!r}, `constraints` {constraints!r}"
         raise ValueError(f"`equality_constraints` goes with {given}; takes 'gradient', 'full' and None")
-
-
-def _preset(name: str | None) -> NoisePreset:
-    if name is None:
-        return NOISE_PRESETS["default"]
-    if str(name).endswith(".json"):
-        return NoisePreset({**NOISE_PRESETS["sphere"].optimizer, **TunedPreset.load(name).noise})
-    if name not in NOISE_PRESETS:
-        raise ValueError(f"`preset` is {name!r}; takes one of {', '.join(NOISE_PRESETS)}, or a .json file")
-    return NOISE_PRESETS[name]
 
 
 def _released(task: NoiseTask, run: NoiseRun) -> Iterator[NoiseOptimizationState]:

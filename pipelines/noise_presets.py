@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from trimtab.guidance.tuned_preset import TunedPreset
+
 from .noise_sphere import SphereMomentum
 
-__all__ = ["NOISE_PRESETS", "NoisePreset"]
+__all__ = ["NOISE_PRESETS", "NoisePreset", "noise_preset"]
 
 
 @dataclass(frozen=True)
@@ -63,3 +65,22 @@ NOISE_PRESETS: dict[str, NoisePreset] = {
     "sana-sprint": NoisePreset(_paper(), {"num_inference_steps": 2, "guidance_scale": 4.5}),
     "z-image-turbo": NoisePreset(_paper(), {"num_inference_steps": 9, "guidance_scale": 0.0}),
 }
+
+
+def noise_preset(name: str | None) -> NoisePreset:
+    """The settings of a name, of a .json file that ``trimtab tune`` wrote, or the default ones.
+
+    Args:
+        name: a key of ``NOISE_PRESETS``, a path that ends in .json, or None. A file's settings are over "sphere".
+
+    Raises:
+        ValueError: for an unknown name, or a file that is no preset.
+        FileNotFoundError: if there is no such file.
+    """
+    if name is None:
+        return NOISE_PRESETS["default"]
+    if str(name).endswith(".json"):
+        return NoisePreset({**NOISE_PRESETS["sphere"].optimizer, **TunedPreset.load(name).noise})
+    if name not in NOISE_PRESETS:
+        raise ValueError(f"`preset` is {name!r}; takes one of {', '.join(NOISE_PRESETS)}, or a .json file")
+    return NOISE_PRESETS[name]

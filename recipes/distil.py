@@ -26,7 +26,7 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from trimtab.assets import asset_path
+from trimtab.assets import FEW_STEPS, asset_path
 
 from .assemble import save_part
 from .emoji_scenes import CATEGORIES, sample_facts, write_caption
@@ -36,7 +36,7 @@ from .training_loop import TrainingSettings, averaged_weights, train
 
 __all__ = ["PRESETS", "SUBFOLDER", "Distillation", "StraightStep", "distil", "main", "teacher_end"]
 
-SUBFOLDER = "transformer_4_steps"
+SUBFOLDER = FEW_STEPS
 NUM_CAPTIONS = 20_000
 
 

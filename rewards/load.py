@@ -18,6 +18,7 @@ from .function import CallableReward
 from .hps import HPSReward
 from .image_reward import ImageReward
 from .personal import MARK, PersonalReward
+from .state_dict import write_weights
 from .weighted import PRESETS, WeightedReward
 
 __all__ = ["REWARDS", "load_reward", "save_weights", "weights_folder"]
@@ -108,20 +109,12 @@ def save_weights(name: str, state: dict[str, Tensor], folder: str | Path | None 
     Raises:
         ValueError: for another name or weights of something else.
     """
-    from safetensors.torch import save_file
-
     if name not in _CONVERTED:
         raise ValueError(f"`name` is {name!r}; takes one of {', '.join(_CONVERTED)}")
     if _kind(set(state)) != name:
         raise ValueError(f"`state` has the names {', '.join(sorted(state)[:3])} …, which are not those of {name}")
     target = (weights_folder() if folder is None else Path(folder)) / f"{name}.safetensors"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        save_file({key: value.clone().contiguous() for key, value in state.items()}, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_weights(state, target)
     return target
 
 

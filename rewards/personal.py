@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from .base import RewardModel
 from .clip import CLIPReward
 from .personal_fit import HEADS, fit_head
 from .personal_votes import checked_votes
+from .state_dict import write_weights
 
 __all__ = ["FeatureSpace", "PersonalReward", "fit_personal_reward"]
 
@@ -103,21 +103,13 @@ class PersonalReward(RewardModel):
         Raises:
             ValueError: for a name that does not end in .safetensors.
         """
-        from safetensors.torch import save_file
-
         path = Path(path).expanduser()
         if path.suffix != ".safetensors":
             raise ValueError(f"`path` is {str(path)!r}; takes a name that ends in .safetensors")
         state = {MARK: self.mean, "personal.basis": self.basis, "personal.scale": self.scale}
         state |= {f"personal.head.{key}": value for key, value in self.head.state_dict().items()}
         about = {"format": FORMAT, "features": self.source, "name": self.name}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, temporary, about)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_weights(state, path, about)
         return path
 
     @classmethod

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["load_exactly", "read_weights", "renamed"]
+__all__ = ["load_exactly", "read_weights", "renamed", "write_weights"]
+
+
+def write_weights(state: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file under a temporary name, then renames it; makes its folder."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file({key: value.detach().cpu().clone().contiguous() for key, value in state.items()}, temporary, metadata)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.assets import asset_path
 from trimtab.benchmarks.noise_optimization import DISTILLED, compositional_captions, load
 from trimtab.benchmarks.optim.report import Row, write_report
 from trimtab.pipelines import GenerationMap
@@ -73,7 +72,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     args = parser.parse_args()
-    pipe = load(args.dtype, transformer=asset_path("emoji-scenes") / "transformer_4_steps")
+    pipe = load(args.dtype)
     captions = compositional_captions(args.num_captions)
     feasible, off, kkt, gains = zip(*(equality(pipe, c, i, args.steps) for i, c in enumerate(captions)), strict=True)
     called = [value for value, yes in zip(off, feasible, strict=True) if yes]

@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 
-from trimtab.assets import asset_path
 from trimtab.benchmarks.noise_optimization import DISTILLED, compositional_captions, load
 from trimtab.benchmarks.optim.report import RESULTS, Row, print_rows
 from trimtab.commands.pictures import write_json
@@ -176,7 +175,7 @@ def main() -> None:
     settings = {"dtype": options.dtype, "pictures": PICTURES, "call": DISTILLED}
     if content.get("settings") != settings:
         content = {"settings": settings, "cells": {}}
-    pipe = load(options.dtype, transformer=asset_path("emoji-scenes") / "transformer_4_steps")
+    pipe = load(options.dtype)
     pipe.reward, judge = load_reward("right-share"), load_reward("bundled")
     seen = content.setdefault("screening", {"screened": 0, "captions": []})
     pool = list(dict.fromkeys(compositional_captions(3000, seed=SEED)))

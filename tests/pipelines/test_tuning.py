@@ -10,7 +10,7 @@ from tests.tiny_pipelines import tiny_pipeline
 from trimtab.cli import main
 from trimtab.guidance import AdaptiveProjectedGuidance, TunedPreset, make_guider
 from trimtab.pipelines import NoiseOptimizationPipeline
-from trimtab.pipelines.noise_optimization import _preset
+from trimtab.pipelines.noise_presets import noise_preset
 from trimtab.pipelines.tuning import GUIDANCE_KNOBS, Knob, guidance_judgement, noise_judgement, tune
 from trimtab.rewards import CallableReward
 
@@ -95,7 +95,7 @@ def test_presets_are_files_that_pipelines_and_guiders_load(tmp_path):
     for guider in (AdaptiveProjectedGuidance.from_preset(str(path)), make_guider(str(path), 6.0)):
         assert (guider.guidance_scale, guider.momentum, guider.rescale_rms, guider.rescale) == (6.0, 0.25, 0.1, None)
     assert AdaptiveProjectedGuidance.from_preset(str(path), guidance_scale=3.0).guidance_scale == 3.0
-    assert _preset(str(path)).optimizer["lr"] == 0.2 and _preset(None).optimizer["lr"] == 5.0
+    assert noise_preset(str(path)).optimizer["lr"] == 0.2 and noise_preset(None).optimizer["lr"] == 5.0
     for content, message in (
         ("[1", "no JSON"),
         ("{}", "no preset"),

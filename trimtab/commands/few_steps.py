@@ -21,10 +21,9 @@ def with_few_steps(pipe: Any) -> Any:
     """
     from diffusers import SD3Transformer2DModel
 
-    from trimtab.assets import asset_path
-    from trimtab.recipes.distil import SUBFOLDER
+    from trimtab.assets import FEW_STEPS, asset_path
 
     transformer = SD3Transformer2DModel.from_pretrained(
-        asset_path(BUNDLED), subfolder=SUBFOLDER, dtype=pipe.transformer.dtype, use_safetensors=True
+        asset_path(BUNDLED), subfolder=FEW_STEPS, dtype=pipe.transformer.dtype, use_safetensors=True
     )
     return type(pipe).from_pipe(pipe, transformer=transformer.to(pipe.device))

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from trimtab.assets import FEW_STEPS
+
 from .limits import BUNDLED
 
 __all__ = ["Raw", "call", "device_of_code", "load_pipeline_code", "sequence_length_code"]
@@ -53,7 +55,7 @@ def load_pipeline_code(model: str, *, few_steps: bool = False) -> tuple[list[str
     if few_steps:
         imports[1] += ", SD3Transformer2DModel"
         make = "transformer = SD3Transformer2DModel.from_pretrained"
-        lines.append(call(make, where, subfolder="transformer_4_steps", dtype=dtype))
+        lines.append(call(make, where, subfolder=FEW_STEPS, dtype=dtype))
         others["transformer"] = Raw("transformer")
     imports += ["from trimtab.assets import asset_path"] if model == BUNDLED else []
     lines.append(call("pipe = DiffusionPipeline.from_pretrained", where, **others, dtype=dtype))
