@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from trimtab.guidance import AdaptiveProjectedGuidance, attach
+from trimtab.guidance import AdaptiveProjectedGuidance, TunedPreset, attach
 from trimtab.guidance.adaptive_projected import RESCALE_RMS
 from trimtab.optim.checks import checked_count, checked_number
 from trimtab.optim.search import ConsensusHopping
@@ -64,7 +64,7 @@ GUIDANCE_KNOBS: dict[str, Knob] = {
 }
 """Of adaptive projected guidance."""
 NOISE_KNOBS: dict[str, Knob] = {"lr": Knob(0.003, 0.3, 0.03, log=True)}
-"""Of noise optimization: the relative step of the default optimizer."""
+"""Of noise optimization: the relative step of its preset "sphere"."""
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,7 @@ def guidance_judgement(
 
     @torch.no_grad()
     def judged(settings: dict[str, float]) -> float:
-        options = {name if name == "guidance_scale" else f"adaptive_projected_guidance_{name}": value
-                   for name, value in settings.items()}  # fmt: skip
+        options = TunedPreset(guidance=settings).guidance_arguments()
         values = []
         for start in range(0, len(prompts), batch_size):
             texts = list(prompts[start : start + batch_size])
@@ -216,7 +215,13 @@ def noise_judgement(
         for start in range(0, len(prompts), batch_size):
             texts = list(prompts[start : start + batch_size])
             generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(texts))]
-            options = {"optimizer_kwargs": settings, "generator": generators, "output_type": "pt", **arguments}
+            options = {
+                "preset": "sphere",
+                "optimizer_kwargs": settings,
+                "generator": generators,
+                "output_type": "pt",
+                **arguments,
+            }
             images = pipe(texts, **options).images.float()
             with torch.no_grad():
                 values.append(judge(images if device is None else images.to(device), texts).cpu())

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.tiny_pipelines import NUMPY_IN_SCHEDULERS, tiny_pipeline
 from trimtab.cli import main
+from trimtab.commands import optimize as optimize_command
 from trimtab.commands.optimize_report import curve
 
 pytestmark = pytest.mark.filterwarnings(NUMPY_IN_SCHEDULERS)
@@ -200,3 +201,16 @@ def test_curves_are_drawn_where_their_numbers_are():
     single = curve([float("nan"), 0.5], monitor=[1.0, 2.0])
     assert single.size == (480, 480)
     torch.testing.assert_close(np.asarray(curve([1.0, 1.0])).shape, (240, 480, 3))
+
+
+@pytest.mark.parametrize("preset", [None, "default", "paper", "sphere", "mine.json", "flux-schnell"])
+def test_the_bundled_model_takes_four_steps_unless_a_preset_says_how_to_call_it(preset):
+    job = {"model": "bundled", "steps": None, "guidance_scale": None, "height": None, "width": None}
+    job |= {**dict.fromkeys(optimize_command._OF_THE_RUN), "preset": preset, "learning_rate": None}
+    own = preset == "flux-schnell"
+    assert optimize_command._few_steps(job) is not own
+    call = optimize_command._call(tiny_pipeline("sd3"), job)
+    assert ("sigmas" in call) is not own and ("num_inference_steps" in call) is not own
+    if not own:
+        asked = optimize_command._call(tiny_pipeline("sd3"), {**job, "steps": 6})
+        assert (asked["num_inference_steps"], asked["guidance_scale"]) == (6, 5.0) and "sigmas" not in asked

@@ -85,6 +85,10 @@ def test_noise_is_judged_at_its_step():
     judged = noise_judgement(pipe, ["a cat"], RED, num_inference_steps=1, num_optimization_steps=3)
     small, large = judged({"lr": 0.001}), judged({"lr": 0.1})
     assert small < large
+    call = {"num_inference_steps": 1, "num_optimization_steps": 3, "output_type": "pt"}
+    generator = torch.Generator().manual_seed(0)
+    made = pipe("a cat", preset="sphere", optimizer_kwargs={"lr": 0.1}, generator=generator, **call).images
+    assert large == pytest.approx(RED(made, "a cat").item(), abs=1e-5)  # what a tuned file's step is over
 
 
 def test_presets_are_files_that_pipelines_and_guiders_load(tmp_path):

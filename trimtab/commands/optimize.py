@@ -222,7 +222,15 @@ def _settings(args: argparse.Namespace, weights: str | dict[str, float]) -> dict
 
 def _few_steps(job: Mapping[str, Any]) -> bool:
     """Whether pictures are made by the bundled model's distilled transformer: where nothing asks for its own."""
-    return job["model"] == "bundled" and job["steps"] is None and job["guidance_scale"] is None
+    asked = job["steps"] is not None or job["guidance_scale"] is not None or _has_call(job["preset"])
+    return job["model"] == "bundled" and not asked
+
+
+def _has_call(preset: str | None) -> bool:
+    """Whether a preset says how a model is to be called; one that is none is refused by the pipeline."""
+    from trimtab.pipelines.noise_presets import NOISE_PRESETS
+
+    return preset in NOISE_PRESETS and bool(NOISE_PRESETS[preset].call)
 
 
 def _call(pipe: Any, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,7 +242,7 @@ def _call(pipe: Any, job: Mapping[str, Any]) -> dict[str, Any]:
         "width": job["width"],
     }
     call = {name: value for name, value in options.items() if value is not None}
-    if job["preset"] is None or job["preset"] in ("default", "paper") or job["preset"].endswith(".json"):
+    if not _has_call(job["preset"]):
         of_bundled = FEW_STEPS_CALL if _few_steps(job) else GUIDED_CALL
         call = {**(of_bundled if job["model"] == "bundled" else {"num_inference_steps": 4}), **call}
     if job["learning_rate"] is not None:
