@@ -217,6 +217,11 @@ def test_singular_grids_are_named():
 def test_blending_a_large_region_takes_less_than_a_second():
     A = GridPoisson(torch.ones(512, 512, dtype=torch.bool))
     b = torch.randn(512, 512, generator=generator())
-    start = time.thread_time()
-    result = conjugate_directions(A, b, propose=Multigrid(A), tolerance=1e-4)
-    assert result.converged and time.thread_time() - start < 1
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that wait for a busy core count as computing
+    try:
+        start = time.thread_time()
+        result = conjugate_directions(A, b, propose=Multigrid(A), tolerance=1e-4)
+        assert result.converged and time.thread_time() - start < 1
+    finally:
+        torch.set_num_threads(threads)
