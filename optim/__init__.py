@@ -1,82 +1,9 @@
 """Solvers and optimizers on tensors and callables; nothing here knows of diffusion pipelines."""
 
-from .constrained import (
-    LVHBA,
-    BilevelProblem,
-    BilevelResult,
-    ConstrainedResult,
-    FirstOrderSQP,
-    TunedWeights,
-    exact_augmented_lagrangian,
-    lv_hba,
-    minimize_equality,
-    minres,
-    sketch_project,
-    tune_reward_weights,
-)
-from .search import (
-    Ball,
-    Box,
-    ConsensusBasedOptimization,
-    ConsensusHopping,
-    DirectSearch,
-    DirectSearchResult,
-    Domain,
-    DynamicMirrorDescent,
-    OptimisticMirrorDescent,
-    RegretTracker,
-    SaddleResult,
-    SearchResult,
-    Simplex,
-    alpha_for_ess,
-    consensus_based_optimization,
-    consensus_hopping,
-    consensus_point,
-    contraction_factor,
-    covering_direct_search,
-    directional_attack,
-    maximize_with_attacks,
-    solve_saddle,
-)
-from .solvers import FixedPointState, StepSizeReport, estimate_step_size, fixed_point
+from . import constrained, search, solvers, training
+from .constrained import *  # noqa: F403
+from .search import *  # noqa: F403
+from .solvers import *  # noqa: F403
+from .training import *  # noqa: F403
 
-__all__ = [
-    "Ball",
-    "BilevelProblem",
-    "BilevelResult",
-    "Box",
-    "ConsensusBasedOptimization",
-    "ConsensusHopping",
-    "ConstrainedResult",
-    "DirectSearch",
-    "DirectSearchResult",
-    "Domain",
-    "DynamicMirrorDescent",
-    "FirstOrderSQP",
-    "FixedPointState",
-    "LVHBA",
-    "OptimisticMirrorDescent",
-    "RegretTracker",
-    "SaddleResult",
-    "SearchResult",
-    "Simplex",
-    "StepSizeReport",
-    "TunedWeights",
-    "alpha_for_ess",
-    "consensus_based_optimization",
-    "consensus_hopping",
-    "consensus_point",
-    "contraction_factor",
-    "covering_direct_search",
-    "directional_attack",
-    "estimate_step_size",
-    "exact_augmented_lagrangian",
-    "fixed_point",
-    "lv_hba",
-    "maximize_with_attacks",
-    "minimize_equality",
-    "minres",
-    "sketch_project",
-    "solve_saddle",
-    "tune_reward_weights",
-]
+__all__ = sorted([*constrained.__all__, *search.__all__, *solvers.__all__, *training.__all__])
