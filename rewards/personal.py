@@ -130,20 +130,21 @@ class PersonalReward(RewardModel):
             features: the CLIP reward, or its name, in place of the one that the file names.
 
         Raises:
-            ValueError: for a file of something else, or features of another width.
+            ValueError: for a file of something else, a damaged one, or features of another width.
         """
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        except SafetensorError as error:
+            raise ValueError(f"`path` is {str(path)!r}, no whole safetensors file: {error}") from None
         if about.get("format") != FORMAT or MARK not in state:
             raise ValueError(f"`path` is {str(path)!r}, which has the format {about.get('format')!r}; takes {FORMAT!r}")
+        space, head = _parts_of(state)
         source = about.get("features", "bundled") if features is None else features
         clip, source = _clip_of(source, device, dtype)
-        weights = {key.removeprefix("personal.head."): value for key, value in state.items() if ".head." in key}
-        head = _head_of(weights)
-        space = FeatureSpace(state[MARK], state["personal.basis"], state["personal.scale"])
         width = clip.model.config.projection_dim if hasattr(clip.model.config, "projection_dim") else len(space.mean)
         if width != len(space.mean):
             raise ValueError(f"`features` gives {width} numbers a picture; the reward was fitted on {len(space.mean)}")
@@ -233,6 +234,27 @@ def _clip_of(features: str | CLIPReward, device: Any, dtype: torch.dtype) -> tup
     if not isinstance(clip, CLIPReward):
         raise ValueError(f"`features` is {features!r}, a {type(clip).__name__}; takes a CLIP, SigLIP or SigLIP 2 model")
     return clip, str(features)
+
+
+def _parts_of(state: dict[str, Tensor]) -> tuple[FeatureSpace, nn.Module]:
+    """The space and the head of a file's weights, which anybody may have written."""
+    missing = [name for name in ("personal.basis", "personal.scale") if name not in state]
+    wrong = [name for name, value in state.items() if not value.is_floating_point() or not value.isfinite().all()]
+    if missing or wrong:
+        named = ", ".join((missing or wrong)[:3])
+        raise ValueError(f"the file's weights {'lack' if missing else 'are not finite numbers in'} {named}")
+    mean, basis, scale = (state[name] for name in (MARK, "personal.basis", "personal.scale"))
+    if mean.ndim != 1 or basis.ndim != 2 or len(basis) != len(mean) or scale.numel() != 1 or scale <= 0:
+        shapes = ", ".join(str(tuple(value.shape)) for value in (mean, basis, scale))
+        raise ValueError(f"the file's feature space has the shapes {shapes}; takes (D,), (D, d) and one number > 0")
+    weights = {key.removeprefix("personal.head."): value for key, value in state.items() if ".head." in key}
+    try:
+        head = _head_of(weights)
+        head(torch.zeros(1, basis.shape[1]))
+    except (RuntimeError, KeyError, IndexError):
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in weights.items())
+        raise ValueError(f"the file's head does not fit {basis.shape[1]} numbers: {shapes[:200]}") from None
+    return FeatureSpace(mean, basis, scale), head
 
 
 def _head_of(weights: dict[str, Tensor]) -> nn.Module:

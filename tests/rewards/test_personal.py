@@ -172,3 +172,31 @@ def test_another_file_is_named(clip, tmp_path):
     reward = fit_personal_reward(features, liked=taste > 0, features=clip)
     with pytest.raises(ValueError, match="ends in .safetensors"):
         reward.save(tmp_path / "taste.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"personal.basis": None}, "lack personal.basis"),
+        ({"personal.mean": torch.full((128,), torch.nan)}, "not finite numbers in personal.mean"),
+        ({"personal.scale": torch.zeros(())}, "one number > 0"),
+        ({"personal.basis": torch.zeros(127, 5)}, r"\(127, 5\)"),
+        ({"personal.head.0.weight": torch.zeros(32, 3)}, "head does not fit 5 numbers"),
+        ({"personal.head.2.weight": None}, "head does not fit"),
+        ({"personal.head.0.weight": torch.zeros(32)}, "head does not fit"),
+    ],
+)
+def test_a_damaged_file_is_named(clip, tmp_path, change, message):
+    from safetensors.torch import load_file, save_file
+
+    features, taste = people(20)
+    path = fit_personal_reward(features, liked=taste > 0, features=clip).save(tmp_path / "taste.safetensors")
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()
+    weights = {name: value for name, value in (load_file(path) | change).items() if value is not None}
+    save_file(weights, path, about)
+    with pytest.raises(ValueError, match=message):
+        load_reward(path)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match="no whole safetensors file"):
+        PersonalReward.from_weights(path)

@@ -11,7 +11,9 @@ from trimtab.commands.pictures import save_png
 from trimtab.studio.chart import curve_svg
 from trimtab.studio.create_job import CreateJob
 from trimtab.studio.edit_inputs import painted_mask
-from trimtab.studio.metadata import made_by, plain_settings
+from trimtab.studio.edit_job import EditJob
+from trimtab.studio.improve_job import ImproveJob
+from trimtab.studio.metadata import checked_settings, made_by, plain_settings
 from trimtab.studio.reading import read_back
 from trimtab.studio.tab import Tab
 
@@ -83,3 +85,15 @@ def test_a_picture_of_the_command_line_goes_to_the_first_tab(tabs, tmp_path):
     assert read_back(str(tmp_path / "a.png"), tabs) == ("create", {"prompt": "an owl", "seed": 3})
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
     assert read_back(str(tmp_path / "b.png"), tabs) == read_back(None, tabs) == ("", {})
+
+
+JOBS = [
+    CreateJob("a cat", guidance="cfg", guidance_scale=7.5, seed=4),
+    ImproveJob("a cat", palette="pink", palette_weight=2.0, few_steps=False),
+    EditJob(Image.new("RGB", (8, 8)), "a cat", "a dog", None, "flowedit", strength=0.5),
+]
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: type(job).__name__)
+def test_each_job_takes_its_own_settings_back(job):
+    assert checked_settings(type(job), plain_settings(job)) == (plain_settings(job), [])

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from PIL.Image import Image
+
 from .checks import LONGEST_PROMPT, is_number, is_whole
 from .code import call, load_pipeline_code, sequence_length_code
 from .limits import BUNDLED
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from .model import LoadedModel
     from .runs import Run
 
