@@ -1,3 +1,26 @@
 """Training optimizers: subclasses of ``torch.optim.Optimizer`` and what steers them."""
 
-__all__: list[str] = []
+from .adagrad_norm import AdaGradNorm
+from .adaptive_batch import AdaptiveBatchSampler, AdaptiveBatchSize
+from .batch_tests import (
+    BatchTest,
+    augmented_inner_product_test,
+    coordinate_norm_test,
+    inner_product_test,
+    norm_test,
+    norm_test_from_microbatches,
+    per_sample_grads,
+)
+
+__all__ = [
+    "AdaGradNorm",
+    "AdaptiveBatchSampler",
+    "AdaptiveBatchSize",
+    "BatchTest",
+    "augmented_inner_product_test",
+    "coordinate_norm_test",
+    "inner_product_test",
+    "norm_test",
+    "norm_test_from_microbatches",
+    "per_sample_grads",
+]
