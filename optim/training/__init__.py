@@ -11,12 +11,15 @@ from .batch_tests import (
     norm_test_from_microbatches,
     per_sample_grads,
 )
+from .target_surrogate import SurrogateStep, TargetSurrogate
 
 __all__ = [
     "AdaGradNorm",
     "AdaptiveBatchSampler",
     "AdaptiveBatchSize",
     "BatchTest",
+    "SurrogateStep",
+    "TargetSurrogate",
     "augmented_inner_product_test",
     "coordinate_norm_test",
     "inner_product_test",
