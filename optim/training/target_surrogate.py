@@ -1,4 +1,4 @@
-"""Several parameter updates for each gradient of an expensive loss, by a surrogate in the space of the model's outputs."""
+"""Several parameter updates for each gradient of an expensive loss, by a surrogate in the space of the outputs."""
 
 from __future__ import annotations
 
