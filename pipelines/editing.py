@@ -16,6 +16,7 @@ from diffusers.utils import BaseOutput
 from .arguments import checked_generators
 from .edit_methods import METHODS, EditMethod
 from .families import family_of
+from .flowopt_mask import check_blend, set_in
 from .flowopt_output import as_output_type
 from .flowopt_task import prepare_edit
 
@@ -113,6 +114,8 @@ class EditPipeline:
         negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
+        mask_image: Any = None,
+        blend: Literal["feather", "poisson", "poisson-mixed", "none"] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         method_kwargs: dict[str, Any] | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
@@ -135,6 +138,10 @@ class EditPipeline:
             negative_prompt: what to guide away from, under the target prompt.
             height: of the result in pixels, together with `width`; the picture is cropped to their proportions.
             width: of the result in pixels.
+            mask_image: white where the picture may change, as `image` or one for all pictures. While the sampler runs,
+                the latents of the rest follow the source's own way from noise to picture; the rest of the result is
+                the picture's own, of "latent" results the picture's latents.
+            blend: how the edit is set into the picture under a mask, as for `FlowOptPipeline`: None is "feather".
             generator: of the noise that the method draws, if it does: one, or one for each picture, which then doesn't
                 depend on the others. None is seed 0.
             method_kwargs: the method's own options.
@@ -164,6 +171,7 @@ class EditPipeline:
                 raise TypeError(f"`method_kwargs` has `{name}`; {self.method!r} takes {takes}")
         if output_type not in _OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {output_type!r}; takes one of {', '.join(_OUTPUT_TYPES)}")
+        check_blend(blend)
         task = prepare_edit(
             self.pipe,
             image,
@@ -176,6 +184,7 @@ class EditPipeline:
             negative_prompt=negative_prompt,
             height=height,
             width=width,
+            mask_image=mask_image,
             source_kwargs=source_kwargs if method.uses_source_prompt else None,
             **pipeline_kwargs,
         )
@@ -196,7 +205,8 @@ class EditPipeline:
             latents = method.run(task, checked_generators(generator, len(task.target)), **options)
             images: Any = latents
             if output_type != "latent":
-                images = as_output_type(task.sample.decode(latents).float().cpu(), output_type)
+                images = task.sample.decode(latents).float().cpu()
+                images = as_output_type(set_in(images, task.pictures, task.mask, blend), output_type)
         finally:
             task.release()
         output = EditPipelineOutput(images, latents, task.num_function_evaluations)

@@ -13,7 +13,7 @@ from .blending import poisson_blend
 from .families import Family
 from .latents import to_tokens
 
-__all__ = ["BLENDS", "MaskedPath", "feather", "latent_mask"]
+__all__ = ["BLENDS", "MaskedPath", "check_blend", "feather", "latent_mask", "set_in"]
 
 
 def latent_mask(mask: torch.Tensor, family: Family, latent_shape: tuple[int, ...], factor: int) -> torch.Tensor:
@@ -114,3 +114,28 @@ BLENDS: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Ten
     "poisson-mixed": partial(poisson_blend, mixed=True),
 }
 """Ways to set an edit into its picture: functions of (edit, picture, mask)."""
+
+
+def check_blend(blend: str | None) -> None:
+    """Refuses what is no name of a blend.
+
+    Raises:
+        ValueError: `blend` is not None, "none" or one of `BLENDS`.
+    """
+    if blend not in (None, "none", *BLENDS):
+        raise ValueError(f"`blend` is {blend!r}; takes None, 'none' or one of {', '.join(map(repr, BLENDS))}")
+
+
+def set_in(images: torch.Tensor, pictures: torch.Tensor, mask: torch.Tensor | None, blend: str | None) -> torch.Tensor:
+    """Edited pictures set into their sources under a mask.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1], the edit.
+        pictures: (B, 3, H, W), the source.
+        mask: (B, 1, H, W) in [0, 1]; None is everywhere: `images` as they are.
+        blend: of `BLENDS`; None is "feather", "none" leaves `images` as they are.
+
+    Returns:
+        (B, 3, H, W)
+    """
+    return images if mask is None or blend == "none" else BLENDS[blend or "feather"](images, pictures, mask)

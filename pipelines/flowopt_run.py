@@ -12,7 +12,7 @@ from trimtab.optim.solvers.fixed_point import check_solver_options
 
 from .flowopt_choice import Chooser
 from .flowopt_locality import Locality, checked_locality
-from .flowopt_mask import BLENDS
+from .flowopt_mask import check_blend, set_in
 from .flowopt_output import FlowOptPipelineOutput, FlowOptState, as_output_type
 from .flowopt_task import EditTask, prepare_edit
 from .images import load_images
@@ -231,8 +231,7 @@ def begin(
         raise ValueError(f"`acceleration` is {acceleration!r}; takes one of {', '.join(ACCELERATIONS)}")
     if not (callable(selection) or selection == "last" or inversion):
         raise ValueError(f"`selection` is {selection!r}; takes 'last' or a function of images and prompts")
-    if blend not in (None, "none", *BLENDS):
-        raise ValueError(f"`blend` is {blend!r}; takes None, 'none' or one of {', '.join(map(repr, BLENDS))}")
+    check_blend(blend)
     if checked_locality(locality) is not None and acceleration != "none":
         raise ValueError(f"`locality` is {locality} with `acceleration` {acceleration!r}; takes 'none' with it")
     if step_size is not None and not bool((torch.as_tensor(step_size) > 0).all()):
@@ -249,9 +248,7 @@ def begin(
     def decode(latents: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             images = task.sample.decode(latents.to(pipe._execution_device)).float().cpu()
-        if task.mask is None or blend == "none":
-            return images
-        return BLENDS[blend or "feather"](images, task.pictures, task.mask)
+        return set_in(images, task.pictures, task.mask, blend)
 
     iterations = Iterations(
         task,

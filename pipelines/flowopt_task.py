@@ -73,6 +73,11 @@ class EditTask:
             self.path.reference = x
         return x
 
+    def keep_outside(self, x: torch.Tensor) -> None:
+        """From here on the sampler keeps what is outside of the mask, if there is one, on the way from x to y."""
+        if self.path is not None:
+            self.path.reference = x
+
     def release(self) -> None:
         """Lets an offloading pipeline take its models off the device."""
         self.pipe.maybe_free_model_hooks()

@@ -75,7 +75,7 @@ def _velocities(task: EditTask) -> tuple[Velocity, Velocity, torch.Tensor]:
 
 def _run_flowedit(task: EditTask, generator: Generators, **options: Any) -> torch.Tensor:
     v_source, v_target, sigmas = _velocities(task)
-    return flowedit(v_source, v_target, sigmas, task.target, generator, task.on_step, **options)
+    return flowedit(v_source, v_target, sigmas, task.target, generator, task.on_step, _mask_of(task), **options)
 
 
 def _run_rf_inversion(
@@ -85,7 +85,11 @@ def _run_rf_inversion(
     y = task.target
     noise = randn_tensor(y.shape, generator=generator, device=y.device, dtype=y.dtype)
     x = controlled_invert(v_source, sigmas, y, noise, gamma=gamma)
-    return controlled_sample(v_target, sigmas, x, y, eta=eta, stop=stop, decay=decay)
+    return controlled_sample(v_target, sigmas, x, y, _mask_of(task), eta=eta, stop=stop, decay=decay)
+
+
+def _mask_of(task: EditTask) -> torch.Tensor | None:
+    return None if task.path is None else task.path.mask.to(task.target)
 
 
 def _without_noise(method: Callable[[EditTask], torch.Tensor]) -> Callable[[EditTask, Generators], torch.Tensor]:

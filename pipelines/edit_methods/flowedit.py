@@ -19,6 +19,7 @@ def flowedit(
     y: torch.Tensor,
     generator: torch.Generator | list[torch.Generator],
     on_step: Callable[[int, torch.Tensor], None] | None = None,
+    mask: torch.Tensor | None = None,
     *,
     n_avg: int = 1,
     n_min: int = 0,
@@ -43,6 +44,8 @@ def flowedit(
         generator: of the noise; one, or one for each picture.
         on_step: is told after each step its number, from 0, and the clean latents where the edit would end if the
             velocities stayed as they are: Z - s_next mean(v_target - v_source), in the last n_min steps x - s_next v.
+        mask: weights in [0, 1] that broadcast to `y`: 1 where the latents may change, 0 where they stay on the way of
+            the source; None is everywhere.
         n_avg: draws that a velocity is averaged over, >= 1.
         n_min: last steps that sample in the ordinary way, from 0 to the number of steps.
 
@@ -61,20 +64,26 @@ def flowedit(
     def noised(sigma: torch.Tensor) -> torch.Tensor:
         return (1 - sigma) * y + sigma * randn_tensor(y.shape, generator=generator, device=y.device, dtype=y.dtype)
 
+    def kept(x: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
+        return x if mask is None else torch.lerp(outside, x, mask.expand_as(x))
+
     z = y
     for step, (s, following) in enumerate(zip(sigmas[: steps - n_min], sigmas[1:], strict=False)):
         change = torch.zeros_like(y)
         for _ in range(n_avg):
             source = noised(s)
             change += v_target(z + source - y, s) - v_source(source, s)
-        z = z + (following - s) * change / n_avg
+        z = kept(z + (following - s) * change / n_avg, y)
         if on_step is not None:
             on_step(step, z - following * change / n_avg)
     if n_min:
-        x = z + noised(sigmas[steps - n_min]) - y
+        s = sigmas[steps - n_min]
+        source = noised(s)
+        eps = (source - (1 - s) * y) / s
+        x = z + source - y
         for step, (s, following) in enumerate(zip(sigmas[steps - n_min :], sigmas[steps - n_min + 1 :], strict=False)):
             velocity = v_target(x, s)
-            x = x + (following - s) * velocity
+            x = kept(x + (following - s) * velocity, (1 - following) * y + following * eps)
             if on_step is not None:
                 on_step(steps - n_min + step, x - following * velocity)
         z = x

@@ -93,4 +93,6 @@ def invert_and_sample(task: EditTask, inverse: type, sampler: type) -> torch.Ten
         with counted(task.pipe, task.calls):
             return f.replaced(scheduler=scheduler)(x)
 
-    return run(task.sample, sampler, run(task.invert, inverse, task.target))
+    x = run(task.invert, inverse, task.target)
+    task.keep_outside(x)
+    return run(task.sample, sampler, x)

@@ -48,6 +48,7 @@ def controlled_sample(
     sigmas: torch.Tensor,
     x: torch.Tensor,
     y: torch.Tensor,
+    mask: torch.Tensor | None = None,
     *,
     eta: float = 0.9,
     stop: float = 0.25,
@@ -67,6 +68,8 @@ def controlled_sample(
         sigmas: (steps + 1,) decreasing, ending in 0.
         x: (B, ...) latents at level sigmas[0].
         y: clean latents of the source, shaped like `x`.
+        mask: weights in [0, 1] that broadcast to `y`: 1 where the latents may change, 0 where they go straight from `x`
+            to `y`; None is everywhere.
         eta: in [0, 1]: how strongly the source pulls; 0 is Euler's sampler.
         stop: in [0, 1]: for which share of the steps it pulls; all of them at eta 1 give `y` back.
         decay: >= 0.
@@ -82,10 +85,13 @@ def controlled_sample(
     if not decay >= 0:
         raise ValueError(f"`decay` is {decay}; takes a number >= 0")
     steps = len(sigmas) - 1
+    start, s_0 = x, sigmas[0]
     for i, (s, following) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
         u = velocity(x, s)
         pull = eta * (1 - i / steps) ** decay if i < stop * steps else 0.0
         x = x + (following - s) * (u + pull * ((x - y) / s - u))
+        if mask is not None:
+            x = torch.lerp(torch.lerp(y, start, following / s_0), x, mask.expand_as(x))
     return x
 
 

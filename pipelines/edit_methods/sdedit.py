@@ -33,6 +33,9 @@ def sdedit(task: EditTask, generator: torch.Generator | list[torch.Generator]) -
     scheduler = schedule_of(task.sample, y, task.start)
     noise = randn_tensor(y.shape, generator=generator, device=y.device, dtype=y.dtype)
     if hasattr(scheduler, "add_noise"):
-        return task.flow(scheduler.add_noise(y, noise, scheduler.timesteps[:1].expand(len(y))))
-    sigma = scheduler.sigmas[0]
-    return task.flow((1 - sigma) * y + sigma * noise)
+        x = scheduler.add_noise(y, noise, scheduler.timesteps[:1].expand(len(y)))
+    else:
+        sigma = scheduler.sigmas[0]
+        x = (1 - sigma) * y + sigma * noise
+    task.keep_outside(x)
+    return task.flow(x)
