@@ -73,6 +73,32 @@ def test_a_mask_keeps_the_rest(model: str, tmp_path: Path) -> None:
     assert (edited[8:] == pixels[8:]).all() and (edited[:7] != pixels[:7]).any()
 
 
+@pytest.mark.slow
+def test_blending_by_gradients_on_the_bundled_model(tmp_path: Path) -> None:
+    """A whole edit: the pixels outside are the picture's, and inside no step is left at the mask's edge."""
+    picture = drawn_picture()
+    picture.save(tmp_path / "p.png")
+    mask = np.zeros((128, 128), dtype=np.uint8)
+    mask[30:100, 30:100] = 255
+    Image.fromarray(mask).save(tmp_path / "m.png")
+    results = {}
+    for blend in ("none", "feather", "poisson", "poisson-mixed"):
+        arguments = [tmp_path / "p.png", "--source-prompt", "a red circle on a sky background"]
+        arguments += ["--prompt", "a red circle on a pink background", "--mask", tmp_path / "m.png", "--blend", blend]
+        quick = ["--steps", "6", "--iterations", "1", "--step-size", "0.1", "--device", "cpu", "--strength", "1"]
+        assert run(*arguments, "--output", tmp_path / blend, *quick) == 0
+        (path,) = (path for path in (tmp_path / blend).glob("*.png") if "strip" not in path.name)
+        results[blend] = np.asarray(Image.open(path)).astype(int)
+    original = np.asarray(picture).astype(int)
+    steps = {}
+    for blend, image in results.items():
+        if blend != "none":
+            assert (image[mask == 0] == original[mask == 0]).all(), blend
+        steps[blend] = np.abs(np.diff(image[32:98, 29:32], axis=1)).mean()  # across the mask's left edge
+    assert (results["poisson"] != results["poisson-mixed"]).any() and (results["poisson"] != results["feather"]).any()
+    assert steps["poisson"] < 0.5 * steps["feather"], steps
+
+
 def test_many_edits_resume(model: str, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     jobs = tmp_path / "jobs.jsonl"
     lines = [
@@ -135,6 +161,8 @@ PROMPTS = ["--source-prompt", "a red cat", "--prompt", "two dog"]
         (["{picture}", *PROMPTS, "--locality", "0"], "--locality takes a finite positive number"),
         (["{picture}", *PROMPTS, "--acceleration", "newton"], "`acceleration` is 'newton'"),
         (["{picture}", *PROMPTS, "--mask", "none.png"], "--mask takes a picture's file; none.png is none"),
+        (["{picture}", *PROMPTS, "--blend", "poisson"], "--blend takes a mask beside it; there is none"),
+        (["{picture}", *PROMPTS, "--mask", "{picture}", "--blend", "smear"], "`blend` is 'smear'; takes None, 'none'"),
         (["{picture}", *PROMPTS, "--height", "16"], "`height` is 16 and `width` is None"),
         (["{picture}", "--jobs", "jobs.jsonl"], "--jobs has the pictures and prompts; leave IMAGE away"),
         (["--jobs", "none.jsonl"], "--jobs takes a JSONL file; none.jsonl"),

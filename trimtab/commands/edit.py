@@ -44,6 +44,12 @@ def add_parser(subparsers: Any) -> None:
     )
     add("--negative-prompt", metavar="TEXT", help="what to guide away from")
     add("--mask", metavar="FILE", help="white where the picture may change; the rest is kept pixel by pixel")
+    add(
+        "--blend",
+        metavar="NAME",
+        help="how the edit is set into the picture under --mask: feather (default), poisson (by its gradients: no edge "
+        "shows), poisson-mixed (the picture's texture comes through) or none",
+    )
     add("--strength", type=float, default=0.8, metavar="S", help="how much may change, in (0, 1] (default: 0.8)")
     add("--guidance-scale", type=float, default=3.5, metavar="W", help="of the prompt (default: 3.5)")
     add("--steps", type=int, default=15, metavar="N", help="steps of the full schedule (default: 15)")
@@ -129,6 +135,7 @@ def edit_one(edit: Any, job: Mapping[str, Any], folder: Path, name: str, made_by
             source_prompt=job["source_prompt"],
             negative_prompt=job["negative_prompt"],
             mask_image=job["mask"],
+            blend=job["blend"],
             strength=job["strength"],
             guidance_scale=job["guidance_scale"],
             num_inference_steps=job["steps"],

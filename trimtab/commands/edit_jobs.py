@@ -15,6 +15,7 @@ _REQUIRED = {"image": str, "source_prompt": str, "prompt": str}
 OPTIONAL: dict[str, Any] = {
     "negative_prompt": str,
     "mask": str,
+    "blend": str,
     "strength": float,
     "guidance_scale": float,
     "steps": int,
@@ -88,6 +89,8 @@ def _checked(job: dict[str, Any], folder: Path, where: str) -> dict[str, Any]:
         raise UsageError(
             f"{where}{_named('pick', where)} takes 0 to {job['iterations']}, its iterations; got {job['pick']}"
         )
+    if job["blend"] is not None and job["mask"] is None:
+        raise UsageError(f"{where}{_named('blend', where)} takes a mask beside it; there is none")
     for key in ("guidance_scale", "step_size", "locality"):
         value = job[key]
         if value is not None and not (math.isfinite(value) and (value > 0 or key == "guidance_scale" and value == 0)):
