@@ -12,10 +12,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from diffusers.training_utils import EMAModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from trimtab.optim import AdaptiveBatchSize
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,9 @@ class TrainingSettings:
         weight_decay: of AdamW, on matrices and kernels only.
         ema_decay: of the averaged weights that are kept in the end.
         checkpoint_seconds: time between two checkpoints.
+        accumulation: micro-batches of ``batch_size`` whose gradients are averaged in a step.
+        mixed_precision: "no", "bf16" or "fp16"; None takes bf16 where the machine has it.
+        log_every: steps between two lines of the log.
         compile: whether the model runs through ``torch.compile``.
         seed: of everything random.
     """
@@ -42,14 +49,26 @@ class TrainingSettings:
     weight_decay: float = 0.01
     ema_decay: float = 0.998
     checkpoint_seconds: float = 120.0
+    accumulation: int = 1
+    mixed_precision: str | None = None
+    log_every: int = 50
     compile: bool = False
     seed: int = 0
 
-    def rate(self, step: int) -> float:
-        """Learning rate of ``step``, which counts from 0."""
+    def rate(self, step: float) -> float:
+        """Learning rate of ``step``, which counts from 0; between two where a step has more than its micro-batches."""
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
         done = (step / self.num_steps - self.decay_start) / (1.0 - self.decay_start)
         return self.learning_rate * warm * 0.5 * (1.0 + math.cos(math.pi * min(1.0, max(0.0, done))))
+
+
+@dataclass
+class _Progress:
+    """Where a run stands: optimizer steps, micro-batches drawn, and the batch size's controller where it has one."""
+
+    step: int = 0
+    drawn: int = 0
+    batch: AdaptiveBatchSize | None = None
 
 
 def train(
@@ -60,6 +79,10 @@ def train(
     *,
     max_seconds: float | None = None,
     optimizers: Sequence[torch.optim.Optimizer] | None = None,
+    batch: AdaptiveBatchSize | None = None,
+    trackers: Sequence[str | GeneralTracker] = (),
+    validate: Callable[[int], None] | None = None,
+    validate_every: int = 0,
 ) -> bool:
     """Trains ``module``, from the checkpoint in ``folder`` where there is one.
 
@@ -74,50 +97,119 @@ def train(
         max_seconds: stop after this time with a checkpoint; None runs to the end.
         optimizers: in the place of AdamW over all parameters; their rate is set at every step, to the settings' rate
             times the parameter group's ``rate_factor`` where it has one.
+        batch: lets the micro-batches of a step grow; the run then ends after as many micro-batches, and so samples, as
+            without it, and the rate falls with them.
+        trackers: of accelerate, which get every line of the log.
+        validate: called with the step while ``module`` has the averaged weights, in the main process, at the end too.
+        validate_every: steps between two calls; 0 calls it at the end alone.
 
     Returns:
         Whether all steps are done.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    mixed_precision = "bf16" if _has_bf16() else "no"
-    accelerator = Accelerator(mixed_precision=mixed_precision, cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision or ("bf16" if _has_bf16() else "no"),
+        cpu=not torch.cuda.is_available(),
+        log_with=list(trackers) or None,
+        project_dir=folder,
+    )
+    accelerator.init_trackers(
+        folder.name, {name: value for name, value in asdict(settings).items() if value is not None}
+    )
     optimizers = list(optimizers or [adamw(module.named_parameters(), settings)])
     ema = EMAModel(_trained(module).values(), decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
     ema.to(accelerator.device)
-    step = _load(folder, module.to(accelerator.device), optimizers, ema)
+    at = _Progress(batch=batch)
+    _load(folder, module.to(accelerator.device), optimizers, ema, at)
     prepared, *optimizers = accelerator.prepare(module, *optimizers)
     if settings.compile:
         prepared.compile(dynamic=False)
+    if batch is not None:
+        batch.watch(_trained(module).values())
+    accelerator.gradient_accumulation_steps = batch.accumulation_steps if batch else settings.accumulation
     started = saved = time.monotonic()
-    progress = tqdm(total=settings.num_steps, initial=step, desc=folder.name, disable=not accelerator.is_main_process)
+    total = settings.num_steps * settings.accumulation
+    progress = tqdm(total=total, initial=at.drawn, desc=folder.name, disable=not accelerator.is_main_process)
     module.train()
-    while step < settings.num_steps:
+    while at.drawn < total:
+        drawn = at.drawn
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = settings.rate(step) * group.get("rate_factor", 1.0)
-        draw = step * accelerator.num_processes + accelerator.process_index
-        loss, figures = loss_of_step(prepared, step, draw, accelerator.device)
-        accelerator.backward(loss)
+            group["lr"] = settings.rate(at.drawn / settings.accumulation) * group.get("rate_factor", 1.0)
+        loss, figures = _gradients(accelerator, prepared, loss_of_step, at)
         accelerator.clip_grad_norm_(module.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         ema.step(_trained(module).values())
-        step += 1
-        progress.update()
-        if step % 50 == 0:
-            _log(folder, step, settings.rate(step - 1), loss, figures, time.monotonic() - started, progress)
+        progress.update(at.drawn - drawn)
+        if at.step % settings.log_every == 0 or at.drawn >= total:
+            rate = settings.rate(drawn / settings.accumulation)
+            row = {
+                "step": at.step,
+                "rate": rate,
+                "seconds": round(time.monotonic() - started, 1),
+                "loss": loss,
+                **figures,
+            }
+            if batch is not None:
+                row |= {"batch_size": batch.size, "samples": at.drawn * settings.batch_size * accelerator.num_processes}
+            _log(folder, row, progress, accelerator)
         now = time.monotonic()
-        out_of_time = max_seconds is not None and now - started > max_seconds
-        if out_of_time or step == settings.num_steps or now - saved > settings.checkpoint_seconds:
+        out_of_time = _any(accelerator, max_seconds is not None and now - started > max_seconds)
+        if out_of_time or at.drawn >= total or now - saved > settings.checkpoint_seconds:
             if accelerator.is_main_process:
-                _save(folder, module, optimizers, ema, step, settings)
+                _save(folder, module, optimizers, ema, at, settings)
             saved = now
+        due = validate_every and at.step % validate_every == 0 and at.drawn < total
+        if validate and due and accelerator.is_main_process:
+            _validate(module, ema, validate, at.step)
         if out_of_time:
             break
     progress.close()
     ema.copy_to(_trained(module).values())
     module.eval()
-    return step >= settings.num_steps
+    if validate and accelerator.is_main_process and at.drawn >= total:
+        validate(at.step)
+    accelerator.end_training()
+    return at.drawn >= total
+
+
+def _gradients(
+    accelerator: Accelerator, prepared: nn.Module, loss_of_step: Callable, at: _Progress
+) -> tuple[float, dict[str, float]]:
+    """Gradients of a step's micro-batches; gives the means of their losses and figures."""
+    losses, figures, synchronized = [], [], False
+    while not synchronized:
+        draw = at.drawn * accelerator.num_processes + accelerator.process_index
+        with accelerator.accumulate(prepared):
+            loss, shown = loss_of_step(prepared, at.step, draw, accelerator.device)
+            accelerator.backward(loss)
+            synchronized = accelerator.sync_gradients
+            if at.batch is not None:
+                at.batch.accumulate(accelerator)
+        at.drawn += 1
+        losses.append(loss.detach())
+        figures.append({name: value.detach() for name, value in shown.items()})
+    at.step += 1
+    means = {name: float(torch.stack([item[name] for item in figures]).float().mean()) for name in figures[0]}
+    return float(torch.stack(losses).mean()), means
+
+
+def _any(accelerator: Accelerator, flag: bool) -> bool:
+    """Whether it holds in any process: all are to stop at the same step."""
+    if accelerator.num_processes == 1:
+        return flag
+    return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device)) > 0)
+
+
+def _validate(module: nn.Module, ema: EMAModel, validate: Callable[[int], None], step: int) -> None:
+    parameters = list(_trained(module).values())
+    ema.store(parameters)
+    ema.copy_to(parameters)
+    module.eval()
+    validate(step)
+    ema.restore(parameters)
+    module.train()
 
 
 def averaged_weights(module: nn.Module, folder: Path) -> int:
@@ -136,7 +228,8 @@ def averaged_weights(module: nn.Module, folder: Path) -> int:
 def write_finished(module: nn.Module, settings: TrainingSettings, folder: Path) -> None:
     """Writes ``module`` to ``folder`` as the checkpoint of a run that is done, its weights as the averaged ones."""
     folder.mkdir(parents=True, exist_ok=True)
-    _save(folder, module, (), EMAModel(_trained(module).values()), settings.num_steps, settings)
+    at = _Progress(settings.num_steps, settings.num_steps * settings.accumulation)
+    _save(folder, module, (), EMAModel(_trained(module).values()), at, settings)
 
 
 def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -163,14 +256,12 @@ def adamw(parameters: Iterable[tuple[str, nn.Parameter]], settings: TrainingSett
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
-def _log(
-    folder: Path, step: int, rate: float, loss: Tensor, figures: dict[str, Tensor], seconds: float, progress: tqdm
-) -> None:
-    row = {"step": step, "rate": rate, "seconds": round(seconds, 1), "loss": float(loss.detach())}
-    row |= {name: float(value) for name, value in figures.items()}
+def _log(folder: Path, row: dict[str, float], progress: tqdm, accelerator: Accelerator) -> None:
     progress.set_postfix({name: f"{value:.4g}" for name, value in row.items() if name not in ("step", "seconds")})
-    with (folder / "log.jsonl").open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    accelerator.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
+    if accelerator.is_main_process:
+        with (folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def _save(
@@ -178,40 +269,55 @@ def _save(
     module: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     ema: EMAModel,
-    step: int,
+    at: _Progress,
     settings: TrainingSettings,
 ) -> None:
     tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
     tensors |= {f"ema.{name}": value for name, value in zip(_trained(module), ema.shadow_params, strict=True)}
+    groups = []
     for number, optimizer in enumerate(optimizers):
-        for index, state in optimizer.state_dict()["state"].items():
+        saved = optimizer.state_dict()
+        for index, state in saved["state"].items():
             prefix = f"optimizer.{number}.{index}"
             tensors |= {f"{prefix}.{key}": torch.as_tensor(value) for key, value in state.items()}
+        # what an optimizer counts in its groups
+        groups.append([{k: v for k, v in group.items() if type(v) is int} for group in saved["param_groups"]])
     tensors = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
-    _replace(folder / "checkpoint.safetensors", lambda path: save_file(tensors, path, {"step": str(step)}))
-    text = json.dumps({"step": step, "settings": asdict(settings)}, indent=2)
+    rest = {"drawn": at.drawn, "groups": groups, "batch": at.batch.state_dict() if at.batch else None}
+    metadata = {"step": str(at.step), "progress": json.dumps(rest)}
+    _replace(folder / "checkpoint.safetensors", lambda path: save_file(tensors, path, metadata))
+    text = json.dumps({"step": at.step, "settings": asdict(settings)}, indent=2)
     _replace(folder / "checkpoint.json", lambda path: path.write_text(text))
 
 
-def _load(folder: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], ema: EMAModel) -> int:
+def _load(
+    folder: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], ema: EMAModel, at: _Progress
+) -> None:
     path = folder / "checkpoint.safetensors"
     if not path.exists():
-        return 0
+        return
     tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    at.step = int(metadata["step"])
+    rest = json.loads(metadata.get("progress", "{}"))
+    at.drawn = rest.get("drawn", at.step)
+    if at.batch is not None and rest.get("batch"):
+        at.batch.load_state_dict(rest["batch"])
     module.load_state_dict(_weights(tensors))
-    step = int(json.loads((folder / "checkpoint.json").read_text())["step"])
     ema.shadow_params = [
         tensors[f"ema.{name}"].to(p.device) for name, p in zip(_trained(module), ema.shadow_params, strict=True)
     ]
-    ema.optimization_step = step
+    ema.optimization_step = at.step
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, number, index, key = name.split(".")
             states[int(number)].setdefault(int(index), {})[key] = value
-    for optimizer, state in zip(optimizers, states, strict=True):
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return step
+    counts = rest.get("groups") or [[{} for _ in optimizer.param_groups] for optimizer in optimizers]
+    for optimizer, state, counted in zip(optimizers, states, counts, strict=True):
+        groups = [group | own for group, own in zip(optimizer.state_dict()["param_groups"], counted, strict=True)]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
