@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from trimtab.optim.checks import checked_number
+
+from .base import TrainingOptimizer
 
 __all__ = ["AdaGradNorm"]
 
 
-class AdaGradNorm(Optimizer):
+class AdaGradNorm(TrainingOptimizer):
     """AdaGrad with one scalar for all parameters of a group.
 
         v <- v + ||g||^2,   x <- x - lr g / sqrt(v)
@@ -79,24 +80,15 @@ class AdaGradNorm(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; gives what ``closure`` gave, which runs with gradients on."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = self._loss(closure)
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
+            parameters = [p for _, p in self._with_gradients(group)]
             if parameters:
                 self._step_group(group, parameters)
         return loss
 
     def _step_group(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         gradients = [p.grad for p in parameters]
-        for gradient in gradients:
-            if gradient.is_sparse or gradient.is_complex():
-                kind = "sparse" if gradient.is_sparse else "complex"
-                raise RuntimeError(
-                    f"AdaGradNorm got a {kind} gradient of shape {tuple(gradient.shape)}; takes dense real ones"
-                )
         state = self.state[group["params"][0]]
         if "sum" not in state:
             # the state of the group's first parameter holds what belongs to the group: state_dict carries it
