@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.optim.checks import checked_number, checked_point
+from trimtab.optim.search.domains import Simplex
 
 from .bilevel import BilevelProblem, BilevelResult, lv_hba
 
@@ -25,7 +26,7 @@ class TunedWeights:
     Attributes:
         weights: (q,) on the simplex.
         y: what the rewards train, under these weights.
-        result: of the loop, whose x are the weights' logits.
+        result: of the loop, whose x are the weights.
     """
 
     weights: Tensor
@@ -41,12 +42,14 @@ def tune_reward_weights(
     radius: float | None = None,
     center: Tensor | None = None,
     regularization: float = 0.005,
-    logits0: Tensor | None = None,
+    weights0: Tensor | None = None,
     steps: int = 3000,
     **options: Any,
 ) -> TunedWeights:
-    """max_x judge(y) over y that maximizes sum_i softmax(x)_i r_i(y) - regularization ||y||^2.
+    """max_w judge(y) over y that maximizes sum_i w_i r_i(y) - regularization ||y||^2, w on the simplex.
 
+    The weights are projected on the simplex, so that one which is of no use becomes 0 in finitely many steps; logits of
+    a softmax would creep towards it.
     y is what is trained or optimized: a head on frozen features, adapter weights, a code of noise. The lower level must
     be about concave in it. See `lv_hba`.
 
@@ -57,12 +60,12 @@ def tune_reward_weights(
         radius: ||y - center|| is at most this; None leaves it free.
         center: of that ball; None is 0.
         regularization: >= 0.
-        logits0: (q,), None is 0, equal weights.
+        weights0: (q,) on the simplex, None is equal ones.
         steps: iterations.
         options: of `lv_hba`; by default alpha 0.05, beta and eta 0.1, both gammas 1, c0 0.1.
 
     Raises:
-        ValueError: a number out of range, fewer than two rewards, `logits0` of another length.
+        ValueError: a number out of range, fewer than two rewards, or `weights0` that are not on the simplex.
 
     Example:
         >>> targets = [torch.tensor([1.0]), torch.tensor([-1.0])]
@@ -75,23 +78,40 @@ def tune_reward_weights(
         raise ValueError(f"`rewards` has {len(rewards)}; takes two or more")
     start = checked_point("y0", y0)
     weight = checked_number("regularization", regularization, least=0)
-    logits = start.new_zeros(len(rewards)) if logits0 is None else checked_point("logits0", logits0).to(start)
-    if logits.shape != (len(rewards),):
-        raise ValueError(f"`logits0` has shape {tuple(logits.shape)}; takes ({len(rewards)},), one a reward")
-    project = None
-    if radius is not None:
-        limit = checked_number("radius", radius, above=0)
-        middle = torch.zeros_like(start) if center is None else checked_point("center", center).to(start)
+    simplex = Simplex(len(rewards))
+    equal = start.new_full((len(rewards),), 1 / len(rewards))
+    weights = equal if weights0 is None else checked_point("weights0", weights0).to(start)
+    if weights.shape != equal.shape:
+        raise ValueError(f"`weights0` has shape {tuple(weights.shape)}; takes ({len(rewards)},), one a reward")
+    if bool((weights < 0).any()) or abs(float(weights.sum()) - 1) > 1e-4:
+        raise ValueError(f"`weights0` is {weights.tolist()}; takes numbers >= 0 that sum to 1")
 
-        def project(y: Tensor) -> Tensor:
-            away = y - middle
-            return middle + away * (limit / torch.linalg.vector_norm(away).clamp_min(limit))
+    project = _projection(start, radius, center)
 
     def lower(x: Tensor, y: Tensor) -> Tensor:
         values = torch.stack([reward(y) for reward in rewards])
-        return weight * y.square().sum() - torch.softmax(x, 0) @ values
+        return weight * y.square().sum() - x @ values
 
-    problem = BilevelProblem(lambda x, y: -judge(y), lower, project_y=project)
+    problem = BilevelProblem(
+        lambda x, y: -judge(y),
+        lower,
+        project_xy=lambda x, y: (simplex.project(x).to(x), project(y)),
+        project_y=project,
+    )
     settings = {"alpha": 0.05, "beta": 0.1, "eta": 0.1, "gamma1": 1.0, "gamma2": 1.0, "c0": 0.1, **options}
-    result = lv_hba(problem, logits, start, steps=steps, **settings)
-    return TunedWeights(torch.softmax(result.x, 0), result.y, result)
+    result = lv_hba(problem, weights, start, steps=steps, **settings)
+    return TunedWeights(result.x, result.y, result)
+
+
+def _projection(like: Tensor, radius: float | None, center: Tensor | None) -> Function:
+    """On the ball of this radius; None leaves all as it is."""
+    if radius is None:
+        return lambda y: y
+    limit = checked_number("radius", radius, above=0)
+    middle = torch.zeros_like(like) if center is None else checked_point("center", center).to(like)
+
+    def project(y: Tensor) -> Tensor:
+        away = y - middle
+        return middle + away * (limit / torch.linalg.vector_norm(away).clamp_min(limit))
+
+    return project

@@ -1,5 +1,6 @@
 """LV-HBA on problems with known solutions, one of them coupling both levels by its constraint."""
 
+import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
@@ -186,6 +187,25 @@ def test_weights_favour_what_the_judge_likes(seed):
     assert found.y.norm() <= 3 + 1e-9
 
 
+def test_weights_between_two_rewards_are_found():
+    """A judge that likes two of three rewards: the best mix is inside of an edge, and scipy finds it too."""
+    rewards = conflicting(0)
+
+    def judge(y):
+        return 0.7 * rewards[0](y) + 0.3 * rewards[1](y)
+
+    found = tune_reward_weights(rewards, judge, torch.zeros(8).double(), radius=3.0)
+
+    def loss(logits):
+        weights = torch.softmax(torch.from_numpy(np.r_[logits, 0.0]), 0).tolist()
+        return -judge(trained(rewards, weights)).item()
+
+    best = minimize(loss, [1.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-6, "maxiter": 120})
+    equal, tuned = loss([0.0, 0.0]), -judge(trained(rewards, found.weights.tolist())).item()
+    assert tuned - best.fun < 0.02 * (equal - best.fun)
+    assert found.weights[2] < 0.05 < found.weights[1] < found.weights[0]
+
+
 def test_bad_input_is_named():
     problem, (x, y) = coupled(), START
     for options, message in (
@@ -204,9 +224,11 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="takes a scalar"):
         lv_hba(BilevelProblem(lambda x, y: y, lambda x, y: y), x, y, steps=1)
     rewards = conflicting(0)
-    for arguments, message in (((rewards[:1], rewards[0]), "`rewards`"), ((rewards, rewards[0]), "`logits0`")):
+    for arguments, message in (((rewards[:1], rewards[0]), "`rewards`"), ((rewards, rewards[0]), "`weights0`")):
         with pytest.raises(ValueError, match=message):
-            tune_reward_weights(*arguments, torch.zeros(8), logits0=torch.zeros(2))
+            tune_reward_weights(*arguments, torch.zeros(8), weights0=torch.tensor([0.5, 0.5]))
+    with pytest.raises(ValueError, match="sum to 1"):
+        tune_reward_weights(rewards, rewards[0], torch.zeros(8), weights0=torch.ones(3))
 
 
 @pytest.mark.filterwarnings("ignore:theta lies")
