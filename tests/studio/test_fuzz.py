@@ -24,10 +24,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 ENDPOINTS = (
-    "/create", "/create_grid", "/improve", "/edit", "/reconstruct_points", "/interpolate_points", "/sample_points"
+    "/create", "/create_grid", "/improve", "/edit", "/reconstruct_points", "/interpolate_points", "/sample_points",
+    "/make_pairs", "/choose_picture", "/fit_taste",
 )  # fmt: skip
 QUICK = {"steps": 2, "iterations": 1, "count": 2}
 """What a run that is served is given, unless the value is the hostile one."""
+FEWEST = {("/make_pairs", "count"): 4, ("/create_grid", "steps"): 1, ("/create_grid", "guidance"): "cfg++"}
+"""The same of one endpoint."""
 
 OWN = re.compile(r"/(__pycache__|\.hypothesis|matplotlib)(/|$)")
 
@@ -51,12 +54,12 @@ FILES = st.one_of(
     st.sampled_from([
         b"\x89PNG\r\n\x1a\n" + bytes(50), b"GIF89a", b"ply\nformat ascii 1.0\nelement vertex 99\nend_header\n",
         b"glTF\2\0\0\0\xff\0\0\0", b"PK\3\4" + bytes(30), b"\x93NUMPY\1\0", b"OFF\n3 1 0\n", b"<svg onload='x'/>",
+        b'8\0\0\0\0\0\0\0{"__metadata__":{"format":"trimtab.personal.1","features":"x"}}',
         b"nan nan nan", b"1 2 3\n" * 3, b"v 0 0 0\n", b"solid a\nendsolid a\n",
     ]),
 )  # fmt: skip
-NAMES = st.sampled_from(
-    ["a.png", "a.jpg", "a.ply", "a.obj", "a.stl", "a.glb", "a.npz", "a.npy", "a.xyz", "a.csv", "a.off", "a.exe", "a"]
-)
+ENDINGS = (".png", ".jpg", ".ply", ".obj", ".stl", ".glb", ".npz", ".npy", ".xyz", ".csv", ".off", ".exe", "")
+NAMES = st.sampled_from([f"a{ending}" for ending in (*ENDINGS, ".safetensors")])
 
 
 class WrittenFiles:
@@ -109,9 +112,7 @@ def usual(client, tmp_path_factory):
         found[name] = []
         for parameter in entry["parameters"]:
             label, component = parameter["parameter_name"], parameter["component"]
-            value = QUICK.get(label, parameter.get("parameter_default"))
-            if name == "/create_grid":  # the fewest pictures, of one step
-                value = {"steps": 1, "guidance": "cfg++"}.get(label, value)
+            value = FEWEST.get((name, label), QUICK.get(label, parameter.get("parameter_default")))
             if label == "image":
                 value = handle_file(picture)
             if label in ("prompt", "source_prompt") and not value:
@@ -122,7 +123,7 @@ def usual(client, tmp_path_factory):
 
 def hostile_value(draw, label: str, component: str, folder: Path):
     """Something for one parameter that nobody should send."""
-    if component in ("Picture", "File", "Image") or label in ("image", "mask", "file"):
+    if component in ("Picture", "File", "Image") or label in ("image", "mask", "file", "taste"):
         if draw(st.booleans()):
             return draw(OTHERS | TEXTS)
         path = folder / draw(NAMES)

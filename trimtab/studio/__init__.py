@@ -54,7 +54,7 @@ from typing import Any
 
 __all__ = ["TABS", "build", "launch_options"]
 
-TABS = ("create", "improve", "edit", "points")
+TABS = ("create", "improve", "edit", "points", "taste")
 """The modules of this package that are tabs, in their order."""
 
 

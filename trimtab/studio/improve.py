@@ -15,6 +15,7 @@ from .improve_job import Improved, ImproveJob, python_code
 from .limits import BUNDLED
 from .metadata import made_by, plain_settings
 from .tab import Studio, Tab, seed_input
+from .taste_file import FEATURES, TASTE, TasteFile
 from .words import in_plain_words, status_html
 
 __all__ = ["ID", "TITLE", "build_tab", "python_code"]
@@ -38,12 +39,14 @@ _NAMES = {
     "imagereward": "What people prefer (ImageReward)",
     "aesthetic": "Aesthetics",
     "reno": "The paper's mix of four",
+    TASTE: "My own taste",
 }
 
 
 def build_tab(studio: Studio) -> Tab:
     """Makes the components and the events."""
-    choices = [(_NAMES.get(name, name), name) for name in studio.limits.rewards]
+    choices = [(_NAMES.get(name, name), name) for name in (*studio.limits.rewards, TASTE)]
+    features = tuple(name for name in FEATURES if name in studio.limits.rewards)
     with gr.Row(elem_classes="tab-grid", equal_height=False):
         with gr.Column(elem_classes="part-ask"):
             gr.Markdown(_ABOUT)
@@ -86,6 +89,12 @@ def build_tab(studio: Studio) -> Tab:
                 1, 100, 20, step=1, label="Iterations", info="Pictures made on the way", elem_id="improve-iterations"
             )
             seed = seed_input("improve-seed", 3)
+            with gr.Accordion("My own taste", open=False, elem_id="improve-my-taste"):
+                gr.Markdown("Choose pictures in the Taste tab, or give the file that you downloaded there.")
+                taste = gr.File(
+                    label="taste.safetensors", file_types=[".safetensors"], type="filepath", height=110,
+                    elem_id="improve-taste",
+                )  # fmt: skip
             with gr.Accordion("Colours too", open=False):
                 palette = gr.Textbox(
                     "", label="Colours", info="With commas between them, such as pink, #ffd1dc", max_length=200
@@ -125,10 +134,14 @@ def build_tab(studio: Studio) -> Tab:
         steps: int,
         guidance_scale: float,
         few_steps: bool,
-        model: str,
-        request: gr.Request,
+        taste: str | None = None,
+        model: str = BUNDLED,
+        request: gr.Request | None = None,
     ) -> Iterator[tuple[Any, ...]]:
-        """Moves the noise of a picture until a reward likes it; gives the best so far after each iteration."""
+        """Moves the noise of a picture until a reward likes it; gives the best so far after each iteration.
+
+        With the reward "taste" it climbs the personal reward in the file ``taste``.
+        """
         job = ImproveJob(
             prompt=prompt,
             negative_prompt=negative_prompt,
@@ -143,6 +156,7 @@ def build_tab(studio: Studio) -> Tab:
             guidance_scale=guidance_scale,
             few_steps=few_steps,
             seed=_whole(seed),
+            taste=TasteFile(taste, features) if taste else None,
             model=model,
         )
         nothing = gr.skip()
@@ -163,7 +177,7 @@ def build_tab(studio: Studio) -> Tab:
 
     inputs = [
         prompt, reward, reward_weight, palette, palette_weight, iterations, seed, negative_prompt, optimizer,
-        learning_rate, steps, guidance_scale, few_steps,
+        learning_rate, steps, guidance_scale, few_steps, taste,
     ]  # fmt: skip
     outputs = [best, compare, curve, strip, picture_file, report_file, code, status]
     studio.on_run(ID, [start.click, prompt.submit], improve, inputs, outputs, api_name="improve", status=status)
@@ -172,8 +186,8 @@ def build_tab(studio: Studio) -> Tab:
         "prompt", "reward", "reward_weight", "palette", "palette_weight", "iterations", "seed", "negative_prompt",
         "optimizer", "learning_rate", "steps", "guidance_scale", "few_steps",
     )  # fmt: skip
-    settings = dict(zip(names, inputs, strict=True))
-    return Tab(settings=settings, gives=best, send_row=send_row, job=ImproveJob)
+    settings = dict(zip(names, inputs, strict=False))
+    return Tab(settings=settings, gives=best, send_row=send_row, job=ImproveJob, takes_taste=(reward, taste))
 
 
 def _curve(made: Improved) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from .checks import LONGEST_PROMPT, is_number, is_whole
 from .code import Raw, call, device_of_code, load_pipeline_code, sequence_length_code
 from .limits import BUNDLED
+from .rewards import loaded_reward, with_few_steps
+from .taste_file import TASTE, TasteFile
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,7 +56,7 @@ class ImproveJob:
     Attributes:
         prompt: what it shows.
         negative_prompt: what to guide away from; empty leaves it to the model.
-        reward: a name in ``trimtab.rewards.REWARDS``.
+        reward: a name in ``trimtab.rewards.REWARDS``, or "taste".
         reward_weight: of that, 0 or more.
         palette: colours that the picture is to have, with commas between, such as "pink, #ffd1dc".
         palette_weight: of their reward, 0 or more; 0 is none.
@@ -67,6 +68,7 @@ class ImproveJob:
         few_steps: whether the bundled model makes each picture in four evaluations, by its distilled transformer;
             ``steps`` and ``guidance_scale`` then mean nothing. Of other models it means nothing.
         seed: of the first noise.
+        taste: the file of the reward that is called "taste".
         model: its name.
 
     Raises:
@@ -86,6 +88,7 @@ class ImproveJob:
     guidance_scale: float = 5.0
     few_steps: bool = True
     seed: int = 0
+    taste: TasteFile | None = None
     model: str = BUNDLED
 
     def __post_init__(self) -> None:
@@ -96,8 +99,12 @@ class ImproveJob:
         for name in ("prompt", "negative_prompt", "palette"):
             if len(getattr(self, name)) > LONGEST_PROMPT:
                 raise ValueError(f"The {_shown(name)} is too long; it takes up to {LONGEST_PROMPT} characters.")
-        if self.reward not in REWARDS:
-            raise ValueError(f"The reward takes one of {', '.join(REWARDS)}.")
+        if self.reward not in (*REWARDS, TASTE):
+            raise ValueError(f"The reward takes one of {', '.join(REWARDS)}, {TASTE}.")
+        if self.reward == TASTE:
+            if self.taste is None:
+                raise ValueError("There is no taste yet: choose pictures in the Taste tab, or give a taste's file.")
+            self.taste.source()
         if self.optimizer not in ("gradient", "best-of-n"):
             raise ValueError("The search takes gradient or best-of-n.")
         for name, low, high in (("iterations", 1, _MOST_ITERATIONS), ("steps", 1, _MOST_STEPS), ("seed", 0, 2**62)):
@@ -133,7 +140,7 @@ class ImproveJob:
 
         made = Improved(notes=loaded.unknown_words(self.prompt, self.negative_prompt))
         run.note("Loading the reward")
-        stock = _with_few_steps(loaded.pipe) if self._distilled else loaded.pipe
+        stock = with_few_steps(loaded.pipe) if self._distilled else loaded.pipe
         pipe = NoiseOptimizationPipeline.from_pipe(stock, reward=self._rewards(stock._execution_device))
         height, width = loaded.size_within(run.largest_picture)
 
@@ -181,7 +188,11 @@ class ImproveJob:
     def _rewards(self, device: Any) -> Any:
         from trimtab.rewards import PaletteReward, WeightedReward
 
-        pairs = [(_loaded_reward(self.reward, str(device)), self.reward_weight)] if self.reward_weight else []
+        pairs = []
+        if self.reward_weight:
+            own = self.reward == TASTE
+            reward = self.taste.load(device) if own else loaded_reward(self.reward, device)
+            pairs.append((reward, self.reward_weight))
         if self.palette_weight:
             pairs.append((PaletteReward(colours_of(self.palette)).to(device), self.palette_weight))
         return WeightedReward(pairs)
@@ -196,8 +207,9 @@ def python_code(job: ImproveJob, size: tuple[int, int] | None = None) -> str:
     """
     device = device_of_code()
     where = {} if device == "cpu" else {"device": device}
+    source = "taste.safetensors" if job.reward == TASTE else job.reward
     on_device = "" if device == "cpu" else f'.to("{device}")'
-    rewards = [f"({call('load_reward', job.reward, **where)}, {job.reward_weight!r})"] if job.reward_weight else []
+    rewards = [f"({call('load_reward', source, **where)}, {job.reward_weight!r})"] if job.reward_weight else []
     if job.palette_weight:
         rewards.append(f"({call('PaletteReward', colours_of(job.palette))}{on_device}, {job.palette_weight!r})")
     names = ["WeightedReward", *(["load_reward"] if job.reward_weight else [])]
@@ -248,23 +260,6 @@ def colours_of(palette: str) -> list[str]:
         except ValueError:
             raise ValueError(f"{word[:40]!r} is no colour; colours are such as pink or #ffd1dc.") from None
     return words
-
-
-@functools.lru_cache(maxsize=1)
-def _with_few_steps(pipe: Any) -> Any:
-    from trimtab.commands.few_steps import with_few_steps
-
-    return with_few_steps(pipe)
-
-
-@functools.lru_cache(maxsize=4)
-def _loaded_reward(name: str, device: str) -> Any:
-    from trimtab.rewards import load_reward
-
-    try:
-        return load_reward(name, device=device)
-    except OSError as error:
-        raise ValueError(f"The reward {name} is not on this machine and could not be fetched.") from error
 
 
 def _added(made: Improved, state: Any, as_picture: Any) -> Improved:

@@ -58,7 +58,21 @@
             requestAnimationFrame(() => handle.setAttribute('aria-valuenow', share(handle)));
         });
     };
-    const look = () => document.querySelectorAll('[data-testid=slider]').forEach(prepare);
+    // On the Taste tab the arrow keys choose, wherever no other thing takes them.
+    document.addEventListener('keydown', (event) => {
+        const button = document.querySelector({ ArrowLeft: '#taste-left', ArrowRight: '#taste-right' }[event.key] ?? '#none');
+        const taken = event.target.closest?.('input, textarea, select, [role=slider], [role=tab], [role=listbox]');
+        if (!button?.offsetParent || taken || event.ctrlKey || event.altKey || event.metaKey) return;
+        event.preventDefault();
+        button.click();
+    });
+
+    const look = () => {
+        document.querySelectorAll('[data-testid=slider]').forEach(prepare);
+        for (const image of document.querySelectorAll('.block img[alt=""]')) {
+            image.alt = image.closest('.block').querySelector('[data-testid=block-label]')?.textContent.trim() ?? '';
+        }
+    };
     new MutationObserver(look).observe(document.body, { childList: true, subtree: true });
     look();
 }

@@ -101,6 +101,16 @@ class Files:
         save_point_cloud(cloud, path)
         return str(path)
 
+    def taste(self, reward: Any) -> str:
+        """Writes a personal reward as taste.safetensors."""
+        return str(reward.save(self._place("taste", "safetensors")))
+
+    def content(self, content: bytes, name: str, ending: str) -> str:
+        """Writes any content."""
+        path = self._place(name, ending)
+        path.write_bytes(content)
+        return str(path)
+
     def _place(self, name: str, ending: str) -> Path:
         self._forget_old()
         folder = self.folder / uuid.uuid4().hex

@@ -14,6 +14,7 @@ from . import reading, settings
 from .gpu import on_gpu
 from .limits import BUNDLED, Limits
 from .tab import Studio, Tab
+from .taste_file import TASTE
 from .theme import theme
 
 __all__ = ["build_shell", "options_of_launch"]
@@ -29,10 +30,10 @@ def build_shell(names: Sequence[str]) -> gr.Blocks:
         names: modules of the tabs, in their order.
     """
     limits = Limits.from_environment()
-    studio = Studio(limits, on_gpu)
     modules = [importlib.import_module(f".{name}", __package__) for name in names]
     modules = [module for module in modules if getattr(module, "is_available", lambda: True)()]
     with gr.Blocks(title="trimtab", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
+        studio = Studio(limits, on_gpu, page)
         with gr.Row(elem_id="top"):
             gr.Markdown(_HEAD, elem_id="head")
             opened = reading.open_button()
@@ -43,6 +44,8 @@ def build_shell(names: Sequence[str]) -> gr.Blocks:
             visible=len(limits.models) > 1,
             elem_id="model",
         )
+        # The key is no secret: it only has to be the same after a restart.
+        studio.kept_taste = gr.BrowserState("", storage_key="trimtab-taste", secret="trimtab-taste")
         tabs: dict[str, Tab] = {}
         with gr.Tabs(elem_id="tabs") as bar:
             for module in modules:
@@ -51,6 +54,7 @@ def build_shell(names: Sequence[str]) -> gr.Blocks:
                     tabs[module.ID] = tab = module.build_tab(studio)
                     with tab.send_row or gr.Row(elem_classes="tools"):
                         settings.link_button(module.ID, tab)
+        _wire_taste(tabs, bar)
         _wire_pictures(tabs, {module.ID: module.TITLE for module in modules}, bar)
         settings.wire(page, tabs, bar)
         reading.wire(tabs, bar, opened)
@@ -106,6 +110,31 @@ def _sent(target: str) -> Any:
             gr.Warning("There is no picture yet.")
             return (gr.skip(), gr.skip(), *(gr.skip() for _ in texts))
         return (picture, gr.Tabs(selected=target), *texts)
+
+    return send
+
+
+def _wire_taste(tabs: dict[str, Tab], bar: gr.Tabs) -> None:
+    """The visitor's own taste: wherever it can be used it is the one of now, and a button chooses it there."""
+    for giver in (tab for tab in tabs.values() if tab.gives_taste):
+        button, path = giver.gives_taste
+        for target, tab in tabs.items():
+            if tab.takes_taste is None:
+                continue
+            reward, file = tab.takes_taste
+            quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+            path.change(lambda path: path or None, [path], [file], **quiet)
+            button.click(_taste_sent(target), [path], [reward, file, bar], **quiet)
+
+
+def _taste_sent(target: str) -> Any:
+    """What the button does that uses a taste."""
+
+    def send(path: str) -> tuple[Any, ...]:
+        if not path:
+            gr.Warning("There is no taste yet.")
+            return (gr.skip(),) * 3
+        return TASTE, path, gr.Tabs(selected=target)
 
     return send
 

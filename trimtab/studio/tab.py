@@ -32,6 +32,8 @@ class Tab:
         gives: a component whose value is the tab's result, a PIL picture; None gives none.
         send_row: where the buttons go that send it and copy the link, such as a ``gr.Row``; needed with ``gives``.
         job: the dataclass of the tab's settings; with it, pictures made by the tab give them back.
+        takes_taste: the choice of a reward and the file of the visitor's own one; None takes none.
+        gives_taste: a button and the component with the path of the visitor's taste; None gives none.
     """
 
     settings: Mapping[str, Component] = field(default_factory=dict)
@@ -39,6 +41,8 @@ class Tab:
     gives: Component | None = None
     send_row: Any = None
     job: type | None = None
+    takes_taste: tuple[Component, Component] | None = None
+    gives_taste: tuple[Component, Component] | None = None
 
 
 class Studio:
@@ -47,17 +51,24 @@ class Studio:
     Args:
         limits: what may be asked for.
         on_gpu: wraps the streaming of a job, such as ``spaces.GPU`` on ZeroGPU.
+        page: the blocks of the whole page.
 
     Attributes:
         limits: the limits.
+        page: the blocks of the whole page.
         files: files for download.
+        kept_taste: keeps the visitor's taste in the browser; outside of the tabs, where it is read when the page opens.
         model: the component with the model's name, an input of every run; invisible where only one is allowed.
     """
 
-    def __init__(self, limits: Limits, on_gpu: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    def __init__(
+        self, limits: Limits, on_gpu: Callable[[Callable[..., Any]], Callable[..., Any]], page: Any = None
+    ) -> None:
         self.limits = limits
+        self.page = page
         self.files = Files()
         self.model: Any = None
+        self.kept_taste: Any = None
         self._stream = on_gpu(stream)
         self._lock = threading.Lock()
         self._running: dict[tuple[str, str], set[Stop]] = defaultdict(set)
