@@ -19,7 +19,7 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 from .emoji_scenes.layout import sample_scene
 from .emoji_scenes.vocabulary import NUMBERS, RELATIONS
 from .text import MAX_LENGTH, build_clip_text_encoder, build_t5_encoder, build_tokenizer
-from .training_loop import TrainingSettings, adamw, train
+from .training_loop import TrainingSettings, adamw, has_bf16, train
 
 DROPPED_CAPTIONS = 0.1
 """Fraction of the captions replaced by the empty one, for classifier-free guidance."""
@@ -115,7 +115,7 @@ def _write_scenes(autoencoder: AutoencoderKL, count: int, path: Path, seed: int)
         scenes = [sample_scene(rng, held_out=False) for _ in range(min(64, count - start))]
         captions += [scene.caption for scene in scenes]
         images = torch.from_numpy(np.stack([scene.render() for scene in scenes])).permute(0, 3, 1, 2) * 2.0 - 1.0
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_bf16()):
             latents.append(autoencoder.encode(images.to(device)).latent_dist.mean.float().cpu())
     stacked = torch.cat(latents)
     mean, deviation = stacked.mean(), stacked.std()

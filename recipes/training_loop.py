@@ -108,7 +108,7 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision or ("bf16" if _has_bf16() else "no"),
+        mixed_precision=settings.mixed_precision or ("bf16" if has_bf16() else "no"),
         cpu=not torch.cuda.is_available(),
         log_with=list(trackers) or None,
         project_dir=folder,
@@ -240,7 +240,8 @@ def _weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
 
 
-def _has_bf16() -> bool:
+def has_bf16() -> bool:
+    """Whether the device computes in bfloat16 itself; a processor may emulate it, many times slower."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
     return "bf16" in torch.backends.cpu.get_cpu_capability().lower() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
