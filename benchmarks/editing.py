@@ -1,6 +1,6 @@
 """Ways of editing real pictures on edits whose right result is known, at equal evaluations of the network.
 
-    python benchmarks/editing.py [--num-edits 64] [--methods flowopt,flowedit] [--budget 45] [--out benchmarks/results]
+    trimtab bench editing --parts edits [--num-pictures 64] [--methods flowopt flowedit] [--budget 45]
 
 The pictures are rendered EmojiScenes with held-out captions, the edits another object, another colour, another ground,
 or two objects with their places changed. Each method is run over the knob that trades change for preservation. A
@@ -12,7 +12,6 @@ interrupted goes on with the cells that are missing, as long as the model and th
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -24,40 +23,39 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from trimtab.assets import asset_path
-from trimtab.benchmarks.editing_cells import METHODS, Cell, cells_of
+from trimtab.benchmarks.editing_cells import Cell, cells_of
 from trimtab.benchmarks.editing_scenes import FIGURES, EditCase, edit_cases, mean_interval, measure
 from trimtab.benchmarks.figures import proportion_interval
 from trimtab.pipelines import EditPipeline, FlowOptPipeline
 
-__all__ = ["front_table", "main", "run"]
+__all__ = ["front_table", "run", "show"]
 
 TEXT_TOKENS = 16
 
 
 @torch.no_grad()
 def run(
-    model: Path,
+    pipe: DiffusionPipeline,
+    model: str | Path,
     *,
     num_edits: int,
     methods: Sequence[str],
     budget: int,
     guidance_scale: float,
     path: Path,
-    dtype: str = "float32",
     batch_size: int = 16,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measures the cells that the file lacks, and writes it after each.
 
     Args:
-        model: folder of the pipeline.
+        pipe: a stock pipeline; its autoencoder is made float32, like the latents.
+        model: its folder, whose weights' digest tells results of one model from those of another, or its Hub id.
         num_edits: edits.
         methods: names out of `METHODS`.
         budget: evaluations a picture.
         guidance_scale: of the target prompt.
         path: of the JSON file.
-        dtype: of the network, "float32" or "bfloat16"; the autoencoder and the latents stay float32.
         batch_size: pictures at a time.
         seed: of the scenes and of the noise.
 
@@ -65,21 +63,17 @@ def run(
         What the file holds.
     """
     settings = {
-        "model_sha256": _digest(model / "transformer"),
+        "model_sha256": _digest(Path(model) / "transformer"),
         "num_edits": num_edits,
         "budget": budget,
         "guidance_scale": guidance_scale,
-        "dtype": dtype,
+        "dtype": str(pipe.dtype).removeprefix("torch."),
         "seed": seed,
     }
     report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if report.get("settings") != settings:
         report = {"settings": settings, "references": {}, "cells": []}
-    pipe = DiffusionPipeline.from_pretrained(model, dtype=getattr(torch, dtype))
     pipe.vae.float()
-    pipe.set_progress_bar_config(disable=True)
-    if torch.cuda.is_available():
-        pipe.to("cuda")
     cases = edit_cases(num_edits, seed)
     if not report["references"]:
         report["references"] = _references(pipe, cases, batch_size)
@@ -187,42 +181,9 @@ def _write(report: dict[str, Any], path: Path) -> None:
     os.replace(temporary, path)
 
 
-def main() -> None:
-    """Measures, prints the table and draws the fronts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=asset_path("emoji-scenes"))
-    parser.add_argument("--num-edits", type=int, default=64)
-    parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas")
-    parser.add_argument("--budget", type=int, default=45, help="evaluations of the network a picture")
-    parser.add_argument("--guidance-scale", type=float, default=5.0)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the network")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--figure", type=Path, help="PNG of the fronts; needs matplotlib")
-    arguments = parser.parse_args()
-    methods = arguments.methods.split(",")
-    for method in methods:
-        if method not in METHODS:
-            parser.error(f"--methods has {method!r}; takes {', '.join(METHODS)}")
-    report = run(
-        arguments.model,
-        num_edits=arguments.num_edits,
-        methods=methods,
-        budget=arguments.budget,
-        guidance_scale=arguments.guidance_scale,
-        path=arguments.out / "editing.json",
-        dtype=arguments.dtype,
-        batch_size=arguments.batch_size,
-    )
+def show(report: dict[str, Any]) -> None:
+    """Prints the table and what the autoencoder's round trip and the picture left as it is would get."""
     print(front_table(report))
     for name, figures in report["references"].items():
         means = ", ".join(f"{figure} {sum(values) / len(values):.3f}" for figure, values in figures.items())
         print(f"{name}: {means}")
-    if arguments.figure is not None:
-        from trimtab.benchmarks.editing_plot import plot
-
-        plot(report, arguments.figure)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """How fast FlowOpt inverts pictures, and what it costs beside the network: the bundled model in float32.
 
-    python benchmarks/flowopt.py [--num-pictures 64] [--out benchmarks/results] [--parts residuals,psnr,time,memory]
+    trimtab bench editing --parts residuals psnr time memory [--num-pictures 64]
 
 The pictures are the sources of the edit benchmark, the prompts their captions, ten steps of Euler's method without
 guidance. `residuals`: root mean square of f(x_k) - y against the passes through the sampler after Uni-Inv's start, of
@@ -11,25 +11,23 @@ reconstruction, against the round trip of the autoencoder. `time`: a run against
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trimtab.assets import asset_path
 from trimtab.benchmarks.editing_scenes import edit_cases
 from trimtab.pipelines import FlowOptPipeline, GenerationMap
 from trimtab.pipelines.flowopt_choice import psnr
 
-__all__ = ["PARTS", "PeakMemory", "main", "measure_memory", "measure_psnr", "measure_residuals", "measure_time"]
+__all__ = ["PARTS", "PeakMemory", "measure_memory", "measure_psnr", "measure_residuals", "measure_time", "run"]
 
 STEPS = 10
 PLAIN_STEP_SIZES = (0.4, 0.8, 1.2)  # smaller ones are slower, larger ones diverge
@@ -222,6 +220,9 @@ class PeakMemory(TorchDispatchMode):
 def measure_memory(pipe: Any, pictures: torch.Tensor, captions: list[str]) -> dict[str, float]:
     """Peak of a run's iterations against that of sampling with the same batch, prompts encoded before both.
 
+    Each picture's best state so far, two latents, lies on the host: on a GPU it isn't in the device's memory, on a CPU
+    it is counted with the rest.
+
     Returns:
         Both in bytes, their `ratio`, and the difference in `latents` of float32.
     """
@@ -238,7 +239,7 @@ def measure_memory(pipe: Any, pictures: torch.Tensor, captions: list[str]) -> di
             acceleration=acceleration, **options,
         )  # fmt: skip
         with PeakMemory() as editing:
-            for _ in states:
+            while next(states, None) is not None:  # a loop's variable would keep the state before
                 pass
         peaks[acceleration] = editing.peak
     latent = noise.numel() * 4
@@ -260,24 +261,21 @@ PARTS = {
 }
 
 
-def main() -> None:
-    """Measures, prints and writes the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=asset_path("emoji-scenes"))
-    parser.add_argument("--num-pictures", type=int, default=32)
-    parser.add_argument("--parts", default=",".join(PARTS), help="separated by commas")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    arguments = parser.parse_args()
-    parts = arguments.parts.split(",")
-    for part in parts:
-        if part not in PARTS:
-            parser.error(f"--parts has {part!r}; takes {', '.join(PARTS)}")
-    pipe = FlowOptPipeline.from_pretrained(arguments.model, dtype=torch.float32)
+def run(pipe: Any, parts: Sequence[str], *, num_pictures: int, path: Path) -> dict[str, Any]:
+    """Measures, prints and writes the figures after each part.
+
+    Args:
+        pipe: a stock pipeline.
+        parts: of `PARTS`.
+        num_pictures: sources of the edit benchmark.
+        path: of the JSON file, whose other parts stay.
+
+    Returns:
+        What the file holds.
+    """
+    pipe = FlowOptPipeline.from_pipe(pipe)
     pipe.set_progress_bar_config(disable=True)
-    if torch.cuda.is_available():
-        pipe.to("cuda")
-    pictures, captions = load_pictures(arguments.num_pictures)
-    path = arguments.out / "flowopt.json"
+    pictures, captions = load_pictures(num_pictures)
     report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for part in parts:
         with torch.no_grad():
@@ -288,7 +286,4 @@ def main() -> None:
         temporary = path.with_name(path.name + ".part")
         temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, path)
-
-
-if __name__ == "__main__":
-    main()
+    return report

@@ -83,8 +83,11 @@ class Iterations:
                 )
                 f = _knowing(task.flow, value)
             self._set_step_size(self._given if self.report is None else safe_step(self.report) / self._parts)
-            for state in self._solve(f, x0, "none" if self._acceleration == "none" else "anderson"):
+            states = self._solve(f, x0, "none" if self._acceleration == "none" else "anderson")
+            del x0, value
+            for state in states:
                 yield self._state(state.iteration, state.value, state.x, state.residual)
+                del state  # its latents needn't live through the next pass
         finally:
             task.release()
 
@@ -101,6 +104,7 @@ class Iterations:
             new = state.improved.to(noise["x"].device).reshape(-1, *[1] * (noise["x"].ndim - 1))
             shown = noise["x"] if shown is None else torch.where(new, noise["x"], shown)
             yield self._state(state.iteration, state.value, shown, state.residual)
+            del state
 
     def _solve(self, f: Callable[[torch.Tensor], torch.Tensor], x0: torch.Tensor, acceleration: str) -> Iterator[Any]:
         local = self._locality
@@ -156,6 +160,7 @@ class Run:
     def __iter__(self) -> Iterator[FlowOptState]:
         for state in self._iterations:
             yield self._chooser.scored(state)
+            del state
 
     def finish(
         self,

@@ -44,7 +44,6 @@ class FixedPointState:
     num_function_evaluations: int
 
 
-@torch.no_grad()
 def fixed_point(
     f: Callable[[torch.Tensor], torch.Tensor],
     y: torch.Tensor,
@@ -102,53 +101,64 @@ def fixed_point(
     """
     check_solver_options(max_iterations, acceleration, memory, regularization, step_limit, tolerance)
     dtype = torch.promote_types(torch.promote_types(x0.dtype, y.dtype), torch.float32)
-    x, y = x0.to(dtype, copy=True), y.to(dtype)
+    x, y = x0.detach().to(dtype), y.detach().to(dtype)
     if x.shape != y.shape:
         raise ValueError(f"`x0` has shape {tuple(x.shape)}; takes that of `y`, {tuple(y.shape)}")
+    del x0
     eta = _checked_step_size(step_size, x)
     mixing = AndersonMixing(memory, regularization, step_limit) if acceleration == "anderson" else None
     damping, was_plain = torch.ones(len(x), dtype=x.dtype), torch.ones(len(x), dtype=torch.bool)
     best: _Best | None = None
     stopped = torch.zeros(len(x), dtype=torch.bool)
     for iteration in range(max_iterations + 1):
-        value = f(x).to(dtype)
-        if value.shape != y.shape:
-            raise ValueError(f"`f` gives shape {tuple(value.shape)} for `y` of shape {tuple(y.shape)}")
-        residual = value - y
-        size = _rms(residual).cpu()
-        if best is None:
-            if not bool(torch.isfinite(size).all()):
-                raise RuntimeError("f(x0) is not finite: there is nothing to start from")
-            best = _Best(x, value, size)
-        improved = best.update(x, value, size)
-        diverged = ~stopped & ~(size <= DIVERGENCE * best.first)
-        if mixing is not None:  # goes back by itself
-            diverged = torch.zeros_like(stopped)
-        if bool(diverged.any()):
-            rows = diverged.nonzero().flatten().tolist()
-            warnings.warn(
-                f"the residual of row {rows} is beyond {DIVERGENCE:g} times its start at iteration {iteration} with "
-                f"`step_size` {eta.flatten()[rows].tolist()}: the run ends there with its best state",
-                stacklevel=2,
-            )
-        stopped = stopped | diverged
-        back = stopped if mixing is None else stopped | ~improved
-        x, value, size = best.restored(back, x, value, size)
-        if tolerance is not None:
-            stopped = stopped | (size <= tolerance)
+        with torch.no_grad():  # not as a decorator, which would hold each state while f runs
+            value = f(x).to(dtype)
+            if value.shape != y.shape:
+                raise ValueError(f"`f` gives shape {tuple(value.shape)} for `y` of shape {tuple(y.shape)}")
+            residual = value - y
+            size = _rms(residual).cpu()
+            if best is None:
+                if not bool(torch.isfinite(size).all()):
+                    raise RuntimeError("f(x0) is not finite: there is nothing to start from")
+                best = _Best(x, value, size)
+            improved = best.update(x, value, size)
+            if mixing is None:  # which goes back by itself
+                stopped = stopped | _diverged(stopped, size, best, iteration, eta)
+            back = stopped if mixing is None else stopped | ~improved
+            x, value, size = best.restored(back, x, value, size)
+            if tolerance is not None:
+                stopped = stopped | (size <= tolerance)
         yield FixedPointState(iteration, x, value, size, best.residual, improved, stopped.clone(), iteration + 1)
         if iteration == max_iterations or bool(stopped.all()):
             return
-        if mixing is None:
-            step = -eta * residual
-        else:
-            damping = torch.where(improved, (2 * damping).clamp_max(1), torch.where(was_plain, damping / 2, damping))
-            was_plain = ~improved
-            step = mixing.step(x, -eta * damping.to(x.device).reshape(eta.shape) * (value - y), forget=~improved)
-        if project is not None:
-            step = project(step)
-        x = torch.where(_over(stopped, x), x, x + step)
+        with torch.no_grad():
+            if mixing is None:
+                step = -eta * residual
+            else:
+                damping = torch.where(
+                    improved, (2 * damping).clamp_max(1), torch.where(was_plain, damping / 2, damping)
+                )
+                was_plain = ~improved
+                step = mixing.step(x, -eta * damping.to(x.device).reshape(eta.shape) * (value - y), forget=~improved)
+            if project is not None:
+                step = project(step)
+            x = torch.where(_over(stopped, x), x, x + step)
         del value, residual, step  # nothing but x and y is held while f runs
+
+
+def _diverged(
+    stopped: torch.Tensor, size: torch.Tensor, best: _Best, iteration: int, eta: torch.Tensor
+) -> torch.Tensor:
+    """(B,) the rows whose residual is far beyond its start, with a warning that names them."""
+    diverged = ~stopped & ~(size <= DIVERGENCE * best.first)
+    if bool(diverged.any()):
+        rows = diverged.nonzero().flatten().tolist()
+        warnings.warn(
+            f"the residual of row {rows} is beyond {DIVERGENCE:g} times its start at iteration {iteration} with "
+            f"`step_size` {eta.flatten()[rows].tolist()}: the run ends there with its best state",
+            stacklevel=3,
+        )
+    return diverged
 
 
 def check_solver_options(

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from scipy import ndimage
 
+from trimtab.assets import asset_path
 from trimtab.benchmarks import editing
 from trimtab.benchmarks.editing import front_table
 from trimtab.benchmarks.editing_cells import ITERATIONS, METHODS, cells_of
@@ -104,9 +106,10 @@ def small(tmp_path_factory: Any) -> tuple[dict[str, Any], Path]:
 
 
 def quick_run(path: Path, methods: list[str]) -> dict[str, Any]:
-    return editing.run(
-        editing.asset_path("emoji-scenes"), num_edits=2, methods=methods, budget=12, guidance_scale=2.0, path=path
-    )
+    model = asset_path("emoji-scenes")
+    pipe = DiffusionPipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    return editing.run(pipe, model, num_edits=2, methods=methods, budget=12, guidance_scale=2.0, path=path)
 
 
 def test_a_small_run(small: tuple[dict[str, Any], Path], tmp_path: Path) -> None:

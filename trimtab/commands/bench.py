@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from trimtab.commands import bench_geometry, bench_guidance
+from trimtab.commands import bench_editing, bench_geometry, bench_guidance
 
 __all__ = ["BENCHMARKS", "add_parser"]
 
-BENCHMARKS = (bench_guidance, bench_geometry)
+BENCHMARKS = (bench_guidance, bench_editing, bench_geometry)
 """One file each, with ``add_parser`` and ``run`` as a command's; the measuring is in ``trimtab.benchmarks``."""
 
 
