@@ -82,7 +82,8 @@ def test_many_from_a_file_alone_or_at_once(model, tmp_path):
         assert alone["job"] == together["job"]
 
 
-def test_weights_of_several_rewards(model, output, tmp_path):
+@pytest.mark.parametrize("weighting", ["sum", "worst-case"])
+def test_weights_of_several_rewards(weighting, model, output, tmp_path):
     folder = str(tmp_path / "copy")
     from trimtab.assets import asset_path
     from trimtab.rewards import CLIPReward
@@ -91,12 +92,16 @@ def test_weights_of_several_rewards(model, output, tmp_path):
     reward.model.save_pretrained(folder)
     reward.tokenize.tokenizer.save_pretrained(folder)
     shutil.copy(asset_path("emoji-clip") / "preprocessor_config.json", folder)
-    assert optimize(model, output, "--reward", "bundled=2", "--reward", f"{folder}=0.5", "--", "a cat") == 0
+    weights = ["--reward", "bundled=2", "--reward", f"{folder}=0.5", "--weighting", weighting]
+    assert optimize(model, output, *weights, "--", "a cat") == 0
     (path,) = output.glob("*.json")
     content = json.loads(path.read_text())
-    assert content["job"]["reward"] == {"bundled": 2.0, folder: 0.5}
+    assert content["job"]["reward"] == {"bundled": 2.0, folder: 0.5} and content["job"]["weighting"] == weighting
     terms = np.array([content["terms"]["bundled"], content["terms"]["clip"]])
-    assert np.allclose(2 * terms[0] + 0.5 * terms[1], content["rewards"], rtol=0, atol=1e-4)
+    expected = 2 * terms[0] + 0.5 * terms[1]
+    if weighting == "worst-case":  # of the gains over the start
+        expected = np.minimum(2 * (terms[0] - terms[0][0]), 0.5 * (terms[1] - terms[1][0]))
+    assert np.allclose(expected, content["rewards"], rtol=0, atol=1e-4)
 
 
 def test_an_interrupt_keeps_the_best_so_far(model, output, capsys, monkeypatch):
@@ -146,6 +151,8 @@ BAD = {
     "weight no number": (["--reward", "bundled=much", "--", "a cat"], "got 'bundled=much'"),
     "weights of nothing": (["--reward", "bundled=0", "--", "a cat"], "takes at least one > 0"),
     "reward twice": (["--reward", "bundled=1", "--reward", "bundled=2", "--", "a cat"], "bundled twice"),
+    "worst of one": (["--weighting", "worst-case", "--", "a cat"], "--weighting worst-case takes two or more"),
+    "unknown weighting": (["--weighting", "mean", "--", "a cat"], "invalid choice: 'mean'"),
     "unknown optimizer": (["--optimizer", "newton", "--", "a cat"], "`optimizer` is 'newton'"),
     "unknown gradient": (["--gradient", "half", "--", "a cat"], "`gradient` is 'half'"),
     "unknown preset": (["--preset", "papers", "--", "a cat"], "`preset` is 'papers'"),

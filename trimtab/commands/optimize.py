@@ -49,6 +49,13 @@ def add_parser(subparsers: Any) -> None:
         help="what to climb: bundled, clip, pickscore, hpsv2.1, imagereward, aesthetic, reno (the paper's mix), a "
         "folder or a Hub id; several times for a weighted sum (default: bundled)",
     )
+    add(
+        "--weighting",
+        choices=("sum", "worst-case"),
+        default="sum",
+        help="of several rewards: their sum, or worst-case, which raises the smallest gain and sacrifices none; their "
+        "weights are then scales at which gains are compared (default: sum)",
+    )
     add("--monitor", metavar="NAME", help="a held-out reward to report")
     add("--monitor-patience", type=_positive, metavar="N", help="end a picture once it has not risen for N iterations")
     add("--num-optimization-steps", type=_positive, default=50, metavar="N", help="iterations (default: 50)")
@@ -89,6 +96,8 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"--learning-rate takes a number above 0; got {args.learning_rate:g}")
     jobs = optimize_jobs(args)
     weights = reward_weights(args.reward or ["bundled"])
+    if args.weighting == "worst-case" and (isinstance(weights, str) or sum(map(bool, weights.values())) < 2):
+        raise UsageError("--weighting worst-case takes two or more --reward NAME[=WEIGHT] whose weights are not 0")
     folder = check_folder(args.output)
     model = check_model(args.model)
     _check_size(args, stated_size_multiple(model))
@@ -108,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
     if _few_steps(settings):
         stock = with_few_steps(stock)
     _check_size(args, size_multiple(stock))
-    pipe = NoiseOptimizationPipeline.from_pipe(stock, reward=_reward(weights, stock.device))
+    pipe = NoiseOptimizationPipeline.from_pipe(stock, reward=_reward(weights, stock.device, weighting=args.weighting))
     monitor = None if args.monitor is None else _reward(args.monitor, stock.device, "--monitor")
     report_unknown_words(pipe, [text for _, job in todo for text in (job["prompt"], job["negative_prompt"] or "")])
     pipe.set_progress_bar_config(desc="iterations", leave=False, disable=None)
@@ -206,6 +215,7 @@ def _settings(args: argparse.Namespace, weights: str | dict[str, float]) -> dict
     names = (
         "num_optimization_steps",
         "optimizer",
+        "weighting",
         "gradient",
         "preset",
         "learning_rate",
@@ -250,13 +260,13 @@ def _call(pipe: Any, job: Mapping[str, Any]) -> dict[str, Any]:
     return {**sequence_length(pipe), **call, **{name: job[name] for name in _OF_THE_RUN}}
 
 
-def _reward(given: Any, device: Any, flag: str = "--reward") -> Any:
+def _reward(given: Any, device: Any, flag: str = "--reward", weighting: str = "sum") -> Any:
     from trimtab.rewards import WeightedReward, load_reward
 
     try:
         if isinstance(given, str):
             return load_reward(given, device=device)
-        return WeightedReward(given, device=device)
+        return WeightedReward(given, weighting=weighting, device=device)
     except (ValueError, TypeError, OSError) as error:
         raise UsageError(f"{flag}: {first_line(error)}") from error
 
