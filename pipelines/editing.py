@@ -149,10 +149,11 @@ class EditPipeline:
             return_dict: whether to return an `EditPipelineOutput`; a tuple otherwise.
             source_kwargs: arguments of the stock call for the source prompt where they differ from those for the
                 target, such as `prompt_embeds`.
-            callback_on_estimate: is called after each step of FlowEdit with its number, from 0, and a function that
-                gives the pictures where the edit would end if the velocities stayed as they are, (B, 3, H, W) float32
-                in [0, 1] on the CPU. What it raises ends the edit. The other methods don't call it: their sampling
-                reports to the stock call's `callback_on_step_end`.
+            callback_on_estimate: is called after each step of FlowEdit and of RF-Inversion, whose two directions are
+                counted on, with its number, from 0, and a function that gives the pictures where the edit would end if
+                the velocities stayed as they are, (B, 3, H, W) float32 in [0, 1] on the CPU. What it raises ends the
+                edit. The other methods don't call it: their sampling reports to the stock call's
+                `callback_on_step_end`.
             pipeline_kwargs: other arguments of the stock call, such as `max_sequence_length`.
 
         Returns:

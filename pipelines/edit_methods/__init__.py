@@ -84,8 +84,10 @@ def _run_rf_inversion(
     v_source, v_target, sigmas = _velocities(task)
     y = task.target
     noise = randn_tensor(y.shape, generator=generator, device=y.device, dtype=y.dtype)
-    x = controlled_invert(v_source, sigmas, y, noise, gamma=gamma)
-    return controlled_sample(v_target, sigmas, x, y, _mask_of(task), eta=eta, stop=stop, decay=decay)
+    told = task.on_step
+    x = controlled_invert(v_source, sigmas, y, noise, told, gamma=gamma)
+    back = None if told is None else lambda step, latents: told(len(sigmas) - 1 + step, latents)
+    return controlled_sample(v_target, sigmas, x, y, _mask_of(task), back, eta=eta, stop=stop, decay=decay)
 
 
 def _mask_of(task: EditTask) -> torch.Tensor | None:

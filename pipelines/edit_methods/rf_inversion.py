@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from .velocity import Velocity
 
 __all__ = ["controlled_invert", "controlled_sample"]
 
+OnStep = Callable[[int, torch.Tensor], None]
+
 
 def controlled_invert(
-    velocity: Velocity, sigmas: torch.Tensor, y: torch.Tensor, noise: torch.Tensor, *, gamma: float = 0.5
+    velocity: Velocity,
+    sigmas: torch.Tensor,
+    y: torch.Tensor,
+    noise: torch.Tensor,
+    on_step: OnStep | None = None,
+    *,
+    gamma: float = 0.5,
 ) -> torch.Tensor:
     """Clean latents to noisy ones by the controlled ODE.
 
@@ -27,6 +37,7 @@ def controlled_invert(
         sigmas: (steps + 1,) decreasing, ending in 0; gone through from its end.
         y: (B, ...) clean latents.
         noise: shaped like `y`, standard normal.
+        on_step: is told after each step its number, from 0, and the clean latents that the velocity there points at.
         gamma: in [0, 1]; 0 is Euler's inversion, 1 the straight way to the noise.
 
     Returns:
@@ -37,8 +48,10 @@ def controlled_invert(
     """
     _check_share("gamma", gamma)
     up = sigmas.flip(0)
-    for s, following in zip(up, up[1:], strict=False):
+    for step, (s, following) in enumerate(zip(up, up[1:], strict=False)):
         u = velocity(y, s)
+        if on_step is not None:
+            on_step(step, y - s * u)
         y = y + (following - s) * (u + gamma * ((noise - y) / (1 - s) - u))
     return y
 
@@ -49,6 +62,7 @@ def controlled_sample(
     x: torch.Tensor,
     y: torch.Tensor,
     mask: torch.Tensor | None = None,
+    on_step: OnStep | None = None,
     *,
     eta: float = 0.9,
     stop: float = 0.25,
@@ -70,6 +84,8 @@ def controlled_sample(
         y: clean latents of the source, shaped like `x`.
         mask: weights in [0, 1] that broadcast to `y`: 1 where the latents may change, 0 where they go straight from `x`
             to `y`; None is everywhere.
+        on_step: is told after each step its number, from 0, and the clean latents where the edit would end if the
+            velocity stayed as it is.
         eta: in [0, 1]: how strongly the source pulls; 0 is Euler's sampler.
         stop: in [0, 1]: for which share of the steps it pulls; all of them at eta 1 give `y` back.
         decay: >= 0.
@@ -89,7 +105,10 @@ def controlled_sample(
     for i, (s, following) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
         u = velocity(x, s)
         pull = eta * (1 - i / steps) ** decay if i < stop * steps else 0.0
-        x = x + (following - s) * (u + pull * ((x - y) / s - u))
+        u = u + pull * ((x - y) / s - u)
+        if on_step is not None:
+            on_step(i, x - s * u)
+        x = x + (following - s) * u
         if mask is not None:
             x = torch.lerp(torch.lerp(y, start, following / s_0), x, mask.expand_as(x))
     return x

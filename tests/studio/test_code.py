@@ -52,8 +52,9 @@ def test_improve(few_steps, tmp_path, monkeypatch):
     assert len(made.rewards) == 2 and max(made.rewards) == made.rewards[made.best_step]
 
 
-def test_flowedit_shows_where_it_goes(tmp_path):
-    job = EditJob(drawn_picture(), "a red circle", "a green circle", None, "flowedit", steps=4)
+@pytest.mark.parametrize("method", quick(METHODS, ("flowopt", "flowedit", "uni-inv", "rf-inversion")))
+def test_each_method_shows_where_it_goes(method, tmp_path):
+    job = EditJob(drawn_picture(), "a red circle", "a green circle", None, method, steps=4, iterations=0)
     updates = [update.result for update in stream(job, Stop(tmp_path), 600, 1024) if update.result]
     assert any(made.preview is not None and not made.iterates for made in updates)
     assert updates[-1].preview is None and len(updates[-1].iterates) == 1
@@ -65,11 +66,10 @@ def test_edit(method, tmp_path, monkeypatch):
     mask.paste("white", (0, 0, 64, 128))
     image.save(tmp_path / "picture.png")
     mask.save(tmp_path / "mask.png")
-    given = mask if method == "flowopt" else None
-    job = EditJob(image, "a red circle", "a green circle", given, method, steps=3, iterations=1)
+    blend = {"flowopt": "feather", "flowedit": "poisson", "sdedit": "poisson-mixed"}.get(method, "none")
+    job = EditJob(image, "a red circle", "a green circle", mask, method, steps=3, iterations=1, blend=blend)
     made = result(job, tmp_path).iterates[-1]
     theirs = made_by_code(edit_job.python_code(job), "edited.png", tmp_path, monkeypatch)
     assert np.array_equal(np.asarray(made), theirs)
-    if given:
-        right = np.asarray(made)[:, 96:].astype(int) - np.asarray(image)[:, 96:]
-        assert np.abs(right).max() <= 2  # outside of the mask
+    right = np.asarray(made)[:, 96:].astype(int) - np.asarray(image)[:, 96:]
+    assert np.abs(right).max() <= 2  # outside of the mask

@@ -10,7 +10,8 @@ import gradio as gr
 from PIL import Image
 
 from .edit_inputs import build_painter, examples
-from .edit_job import METHODS, Edited, EditJob, python_code
+from .edit_job import BLENDS, METHODS, Edited, EditJob, python_code
+from .limits import BUNDLED
 from .metadata import made_by, plain_settings
 from .pictures import Picture, scaled_within
 from .tab import Studio, Tab
@@ -30,6 +31,12 @@ _LABELS = {
     "rf-inversion": "RF-Inversion: steered both ways",
     "rf-solver": "RF-Solver: midpoint rule",
     "fireflow": "FireFlow: midpoint at one call a step",
+}
+_BLENDS = {
+    "feather": "A soft edge",
+    "poisson": "Seamless: the part takes on the colours around it (Poisson)",
+    "poisson-mixed": "Seamless, and details of the old picture stay where they are stronger",
+    "none": "A hard edge",
 }
 
 
@@ -93,6 +100,10 @@ def build_tab(studio: Studio) -> Tab:
             )
             with gr.Accordion("Change a part only", open=False, elem_id="edit-part"):
                 mask = build_painter(image)
+                blend = gr.Radio(
+                    [(_BLENDS[name], name) for name in BLENDS], value="feather", label="At the edge of the part",
+                    info="How the new part is set into the picture", elem_id="edit-blend",
+                )  # fmt: skip
             with gr.Accordion("More settings", open=False, elem_id="edit-more"):
                 method = gr.Dropdown(
                     [(_LABELS[name], name) for name in METHODS], value="flowopt", label="Method", elem_id="edit-method"
@@ -111,8 +122,9 @@ def build_tab(studio: Studio) -> Tab:
         guidance_scale: float,
         steps: int,
         iterations: int,
-        model: str,
-        request: gr.Request,
+        blend: str = "feather",
+        model: str = BUNDLED,
+        request: gr.Request | None = None,
     ) -> Iterator[tuple[Any, ...]]:
         """Edits a picture from what it shows to what it is to show; gives every iterate."""
         notice = ""
@@ -120,8 +132,9 @@ def build_tab(studio: Studio) -> Tab:
             image, notice = scaled_within(image, studio.limits.largest_picture)
             mask = scaled_within(mask, studio.limits.largest_picture)[0] if mask is not None else None
         job = EditJob(
-            image, source_prompt, prompt, mask, method, strength, guidance_scale, int(steps), int(iterations), model
-        )
+            image, source_prompt, prompt, mask, method, strength, guidance_scale, int(steps), int(iterations), blend,
+            model,
+        )  # fmt: skip
         skip, last = gr.skip(), Edited()
         for update in studio.stream(job, request, ID):
             last = update.result or last
@@ -155,7 +168,7 @@ def build_tab(studio: Studio) -> Tab:
         one = shown[event.index]
         return one.image, one.source_prompt, one.prompt
 
-    inputs = [image, source_prompt, prompt, mask, method, strength, guidance_scale, steps, iterations]
+    inputs = [image, source_prompt, prompt, mask, method, strength, guidance_scale, steps, iterations, blend]
     outputs = [slider, strip, chosen, picture, iterates, download, code, status]
     studio.on_run(ID, [start.click, prompt.submit], edit, inputs, outputs, api_name="edit", status=status)
     studio.stop_button(ID, stop)
@@ -171,6 +184,7 @@ def build_tab(studio: Studio) -> Tab:
         "guidance_scale": guidance_scale,
         "steps": steps,
         "iterations": iterations,
+        "blend": blend,
     }
     return Tab(settings=settings, takes=image, gives=picture, send_row=send_row, job=EditJob)
 

@@ -70,7 +70,7 @@ def build_painter(image: gr.Image) -> Picture:
         The component with the mask, white where it may change; its value is None where nothing is painted.
     """
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    gr.Markdown("Paint where it may change; the rest stays as it is. This goes with the method FlowOpt.")
+    gr.Markdown("Paint where it may change; the rest stays as it is.")
     canvas = gr.ImageEditor(
         label="Paint where it may change", show_label=False, type="pil", image_mode="RGBA", format="png",
         sources=(), transforms=(), layers=False, height=340, canvas_size=(_CANVAS, _CANVAS), buttons=[],

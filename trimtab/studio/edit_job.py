@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL.Image import Image
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .model import LoadedModel
     from .runs import Run
 
-__all__ = ["METHODS", "EditJob", "Edited", "python_code"]
+__all__ = ["BLENDS", "METHODS", "EditJob", "Edited", "python_code"]
 
 _PREVIEWS = 0.5
 """Seconds between previews, at least."""
@@ -32,6 +32,7 @@ METHODS = (
     "rf-solver",
     "fireflow",
 )
+BLENDS = ("feather", "poisson", "poisson-mixed", "none")
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,13 @@ class EditJob:
         image: an RGB picture.
         source_prompt: what it shows; may be empty.
         prompt: what it is to show.
-        mask: white where it may change; None is everywhere. FlowOpt's alone.
+        mask: white where it may change; None is everywhere.
         method: one of ``METHODS``.
         strength: in (0, 1].
         guidance_scale: 0 to 30.
         steps: of the full schedule.
         iterations: FlowOpt's updates.
+        blend: one of ``BLENDS``: how the edit is set into the picture under a mask.
         model: its name.
     """
 
@@ -77,6 +79,7 @@ class EditJob:
     guidance_scale: float = 3.5
     steps: int = 15
     iterations: int = 8
+    blend: Literal["feather", "poisson", "poisson-mixed", "none"] = "feather"
     model: str = BUNDLED
 
     def __post_init__(self) -> None:
@@ -88,8 +91,8 @@ class EditJob:
             raise ValueError(f"The prompts take up to {LONGEST_PROMPT} characters.")
         if self.method not in METHODS:
             raise ValueError(f"The method takes one of {', '.join(METHODS)}.")
-        if self.mask is not None and self.method != "flowopt":
-            raise ValueError("A mask goes with the method FlowOpt alone.")
+        if self.blend not in BLENDS:
+            raise ValueError(f"The blend takes one of {', '.join(BLENDS)}.")
         for name, low, high in (("strength", 0.01, 1), ("guidance_scale", 0, 30)):
             if not is_number(getattr(self, name), low, high):
                 raise ValueError(f"The {name.replace('_', ' ')} takes a number from {low} to {high}.")
@@ -128,6 +131,7 @@ class EditJob:
             "num_inference_steps": self.steps,
             "height": height,
             "width": width,
+            **self._masked(self.mask),
             "callback_on_step_end": run.step(total, on_preview=preview, height=height, width=width),
         }
         if self.method != "flowopt":
@@ -149,7 +153,6 @@ class EditJob:
         edit = FlowOptPipeline.from_pipe(loaded.pipe)
         states = edit.stream(
             self.image,
-            mask_image=self.mask,
             num_optimization_steps=self.iterations,
             **shared,
             **sequence_length(edit),
@@ -159,6 +162,9 @@ class EditJob:
                 made.append(as_picture(state.images[0]))
                 run.emit(Edited(source, tuple(made), None, notes), f"iterate {state.iteration} is there")
                 run.check()
+
+    def _masked(self, mask: Any) -> dict[str, Any]:
+        return {} if self.mask is None else {"mask_image": mask, "blend": self.blend}
 
 
 def python_code(job: EditJob) -> str:
@@ -170,7 +176,7 @@ def python_code(job: EditJob) -> str:
     arguments: dict[str, Any] = {
         "source_prompt": job.source_prompt,
         "prompt": job.prompt,
-        "mask_image": "mask.png" if job.mask is not None else None,
+        **job._masked("mask.png"),
         "strength": float(job.strength),
         "guidance_scale": float(job.guidance_scale),
         "num_inference_steps": job.steps,
