@@ -3,11 +3,11 @@
     python benchmarks/noise_optimization.py [--num-captions 64] [--minutes 25] [--out benchmarks/results]
 
 Held-out captions of two objects and of counts (the compositional ones), in four evaluations of the distilled
-transformer or in eight steps with classifier-free guidance at scale 5 (`--full-model`). The reward is emoji-clip's;
-whether a picture is right, `check_scene` decides, which shares no weights with it. Methods make the same pictures'
-worth of iterations from the same noise. Captions are run in batches, each by every method, and written after each, so
-a run that is stopped goes on where it was and all methods have the same captions. Intervals are bootstraps over
-captions.
+transformer or in eight steps with classifier-free guidance at scale 5 (`--full-model`), or in `--steps` of either. The
+reward is emoji-clip's; whether a picture is right, `check_scene` decides, which shares no weights with it. Methods make
+the same pictures' worth of iterations from the same noise. Captions are run in batches, each by every method, and
+written after each, so a run that is stopped goes on where it was and all methods have the same captions. Intervals are
+bootstraps over captions.
 """
 
 from __future__ import annotations
@@ -257,11 +257,16 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="start no further batch after so many")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--full-model", action="store_true", help="the model's own transformer, in eight guided steps")
+    parser.add_argument("--full-model", action="store_true", help="the model's own transformer, in guided steps")
+    parser.add_argument("--steps", type=int, help="of the sampler (default: 4, with --full-model 8)")
     parser.add_argument("--reward", default="clip", choices=("clip", "contrast"))
     parser.add_argument("--name", default="noise_optimization", help="of the JSON file")
     options = parser.parse_args()
     call = FULL_MODEL if options.full_model else DISTILLED
+    if options.steps:
+        call = call | {"num_inference_steps": options.steps}
+        if "sigmas" in call:
+            call["sigmas"] = [1 - step / options.steps for step in range(options.steps)]
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{options.name}.json"
     settings = {"iterations": options.iterations, "dtype": options.dtype, "reward": options.reward, "call": call}
