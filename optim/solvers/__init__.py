@@ -10,6 +10,7 @@ from .activation_patterns import (
 from .blind_gain import CalibrationResult, calibrate_gains, gain_step, project_gains
 from .conjugate_directions import LinearSolveResult, conjugate_directions
 from .convex_relu import PolishResult, convex_relu, polish
+from .direction_net import DeepDirections, DirectionNet, direction_loss, ritz_pairs, ritz_right_hand_sides
 from .fixed_point import FixedPointState, fixed_point
 from .grid_poisson import GridPoisson, Multigrid
 from .hessian_approximations import fisher_hessian, gauss_newton_hessian, logsumexp_hessian
@@ -21,6 +22,11 @@ from .relu_program import ConvexReLUResult, relu_objective
 from .step_size import StepSizeReport, estimate_step_size
 
 __all__ = [
+    "ritz_right_hand_sides",
+    "ritz_pairs",
+    "direction_loss",
+    "DirectionNet",
+    "DeepDirections",
     "project_gains",
     "gain_step",
     "calibrate_gains",

@@ -72,6 +72,12 @@ class GridPoisson:
     def _set(self, mask: Tensor, right: Tensor, down: Tensor, diagonal: Tensor) -> None:
         self.mask, self.right, self.down, self.diagonal = mask, right, down, diagonal
 
+    def to(self, device: torch.device | str) -> GridPoisson:
+        """The operator on another device."""
+        moved = GridPoisson.__new__(GridPoisson)
+        moved._set(*(field.to(device) for field in (self.mask, self.right, self.down, self.diagonal)))
+        return moved
+
     def __call__(self, x: Tensor) -> Tensor:
         """A x of (..., H, W); pixels outside the mask neither count nor get a value."""
         y = self.diagonal * x
