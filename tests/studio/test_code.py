@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.tiny_pipelines import NUMPY_IN_SCHEDULERS, tiny_pipeline
 from trimtab.commands.demo_edit import drawn_picture
 from trimtab.studio import create_job, edit_job, improve_job
 from trimtab.studio.create_job import CreateJob, rule_names
@@ -11,7 +12,10 @@ from trimtab.studio.edit_job import METHODS, EditJob
 from trimtab.studio.improve_job import ImproveJob
 from trimtab.studio.runs import Stop, stream
 
-pytestmark = [pytest.mark.filterwarnings("ignore:.*kept in float32:UserWarning")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*kept in float32:UserWarning"),
+    pytest.mark.filterwarnings(NUMPY_IN_SCHEDULERS),
+]
 PROMPT = "a cat on a sky background"
 
 
@@ -36,9 +40,24 @@ def made_by_code(code, name, tmp_path, monkeypatch):
 def test_create(rule, tmp_path, monkeypatch):
     scale = {"cfg++": 0.6, "autoguidance": 2.0}.get(rule, 7.0)
     job = CreateJob(PROMPT, negative_prompt="a dog", guidance=rule, guidance_scale=scale, seed=3, steps=2)
-    made = result(job, tmp_path).pictures[-1][1]
-    theirs = made_by_code(create_job.python_code(job), "picture.png", tmp_path, monkeypatch)
-    assert np.array_equal(np.asarray(made), theirs)
+    made = result(job, tmp_path)
+    theirs = made_by_code(create_job.python_code(job, made.arguments), "picture.png", tmp_path, monkeypatch)
+    assert np.array_equal(np.asarray(made.pictures[-1][1]), theirs)
+
+
+@pytest.mark.parametrize("rule", ["cfg", "apg"])
+@pytest.mark.parametrize("family", quick(("flux", "qwen-image"), ("qwen-image",)))
+def test_create_with_models_whose_guidance_has_another_name(family, rule, tmp_path, monkeypatch):
+    """Qwen-Image's argument is `true_cfg_scale`, which without a negative prompt does nothing; FLUX has both."""
+    tiny_pipeline(family).save_pretrained(tmp_path / "model")
+    job = CreateJob("a cat", guidance=rule, guidance_scale=7.0, seed=3, steps=2, model=str(tmp_path / "model"))
+    *_, last = stream(job, Stop(tmp_path), 600, 32)
+    assert not last.error
+    made = last.result
+    code = create_job.python_code(job, made.arguments).replace('a cat"],', 'a cat"], height=32, width=32,')
+    theirs = made_by_code(code, "picture.png", tmp_path, monkeypatch)
+    assert np.array_equal(np.asarray(made.pictures[-1][1]), theirs)
+    assert ("true_cfg_scale=7.0" in code) == (family == "qwen-image" or rule == "apg")
 
 
 @pytest.mark.parametrize("few_steps", [True, False])

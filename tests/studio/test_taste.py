@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from trimtab.rewards import fit_personal_reward, load_reward, personal_votes
+from trimtab.rewards.personal import picture_features
 from trimtab.studio import taste_choice
 from trimtab.studio.improve_job import ImproveJob
 from trimtab.studio.rewards import loaded_reward
@@ -31,7 +32,9 @@ HERE = ("bundled",)
 
 
 def features(count, seed=0):
-    rows = torch.randn(count, 128, generator=torch.Generator().manual_seed(seed))
+    clip = loaded_reward("bundled", "cpu")
+    width = picture_features(clip, torch.zeros(1, 3, 64, 64)).shape[1]
+    rows = torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.normalize(rows, dim=1)
 
 
@@ -127,7 +130,7 @@ def test_strangers_files_are_refused_in_words_and_load_no_other_model(taste, tmp
         "is not allowed": changed(path, tmp_path, {"features": "/etc/passwd"}).read_bytes(),
         "no taste made here": changed(path, tmp_path, {"format": "other"}).read_bytes(),
         "larger than 2 MB": path.read_bytes() + bytes(2_000_000),
-        "cannot be used: .*not finite": changed(path, tmp_path, mean=torch.full((128,), torch.inf)).read_bytes(),
+        "cannot be used: .*not finite": changed(path, tmp_path, scale=torch.tensor(torch.inf)).read_bytes(),
         "cannot be used: .*shapes": changed(path, tmp_path, basis=torch.zeros(3, 2)).read_bytes(),
         "cannot be used: .*whole": path.read_bytes()[:-4],
     }

@@ -64,6 +64,37 @@ def _tuned_scale(path: str, guidance_scale: float | None) -> float:
     return stated if guidance_scale is None else guidance_scale
 
 
+def guidance_arguments(
+    pipe: Any, guidance: str, guidance_scale: float, negative_prompt: str | None = None
+) -> dict[str, Any]:
+    """Arguments of a stock call that set its guidance, under the names that they have there.
+
+    Args:
+        pipe: a text-to-image pipeline.
+        guidance: a name of :func:`guidance_names`. But for "cfg" its rule is attached to the pipeline besides: the
+            arguments only switch the second prediction on.
+        guidance_scale: >= 0, in the usual convention where 1 is none.
+        negative_prompt: what to guide away from.
+
+    Raises:
+        NotImplementedError: the pipeline is of no known family.
+        ValueError: the same.
+    """
+    from trimtab.pipelines.families import family_of
+
+    if guidance == "cfg":
+        family = family_of(pipe)
+        strength, scale = family.guidance_argument, guidance_scale + family.guidance.scale_offset
+    else:
+        takes = inspect.signature(pipe.__call__).parameters
+        strength = "true_cfg_scale" if "true_cfg_scale" in takes else "guidance_scale"
+        scale = max(guidance_scale, 2.0)
+    if strength == "true_cfg_scale" and negative_prompt is None:
+        negative_prompt = " "  # with None such a pipeline makes no second prediction, whatever the scale
+    given = {} if negative_prompt is None else {"negative_prompt": negative_prompt}
+    return {strength: float(scale), **given}
+
+
 def sample(
     pipe: Any,
     prompts: Sequence[str],
@@ -102,29 +133,21 @@ def sample(
     import numpy as np
     import torch
 
-    from trimtab.pipelines.families import family_of
     from trimtab.pipelines.vocabulary import word_level_tokenizers
 
     takes = inspect.signature(pipe.__call__).parameters
     options: dict[str, Any] = {"height": height, "width": width, "callback_on_step_end": on_step}
     rule: AbstractContextManager[Any] = nullcontext()
     try:
-        if guidance == "cfg":
-            family = family_of(pipe)
-            strength, scale = family.guidance_argument, guidance_scale + family.guidance.scale_offset
-        else:
+        if guidance != "cfg":
             from trimtab.guidance import attach, make_guider
 
             rule = attach(pipe, make_guider(guidance, guidance_scale, pipe))
-            # The guider's scale holds; the pipeline's own has to switch the second prediction on.
-            strength = "true_cfg_scale" if "true_cfg_scale" in takes else "guidance_scale"
-            scale = max(guidance_scale, 2.0)
+        options |= guidance_arguments(pipe, guidance, guidance_scale, negative_prompt)
     except (NotImplementedError, ValueError) as error:
         raise UsageError(f"--guidance {guidance} does not go with this model: {first_line(error)}") from error
-    if strength == "true_cfg_scale" and negative_prompt is None:
-        negative_prompt = " "  # with None such a pipeline makes no second prediction, whatever the scale
-    if negative_prompt is not None:
-        options["negative_prompt"] = [negative_prompt] * len(prompts)
+    if "negative_prompt" in options:
+        options["negative_prompt"] = [options["negative_prompt"]] * len(prompts)
     if word_level_tokenizers(pipe) and "max_sequence_length" in takes:
         options["max_sequence_length"] = 16  # a caption of such a model is shorter; the default is padding
     options = {name: value for name, value in options.items() if value is not None}
@@ -138,7 +161,6 @@ def sample(
                 generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
                 num_inference_steps=steps,
                 output_type="np",
-                **{strength: scale},
                 **options,
             ).images
     except ValueError as error:

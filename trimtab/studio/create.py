@@ -114,7 +114,7 @@ def build_tab(studio: Studio) -> Tab:
                 _facts(last),
                 made,
                 gr.DownloadButton(value=file, interactive=True),
-                python_code(job),
+                python_code(job, last.arguments),
                 text,
             )
 

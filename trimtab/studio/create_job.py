@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .checks import LONGEST_PROMPT, is_number, is_whole
-from .code import Raw, call, load_pipeline_code, sequence_length_code
+from .code import Raw, call, load_pipeline_code
 from .limits import BUNDLED
 
 if TYPE_CHECKING:
@@ -30,11 +31,13 @@ class Created:
         pictures: (label, picture, saturation) each, in the order in which they are made.
         preview: what the next one will be.
         notes: what else to know.
+        arguments: of the model's call for the last picture that depend on the model, by their names there.
     """
 
     pictures: tuple[tuple[str, Image, float], ...] = ()
     preview: Image | None = None
     notes: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ class CreateJob:
         import numpy as np
         import torch
 
-        from trimtab.commands.sampling import sample
+        from trimtab.commands.edit import sequence_length
+        from trimtab.commands.sampling import guidance_arguments, sample
         from trimtab.guidance import saturation
 
         notes = loaded.unknown_words(self.prompt, self.negative_prompt)
@@ -120,7 +124,9 @@ class CreateJob:
             )[0]
             pixels = torch.from_numpy(np.asarray(image).copy()).movedim(-1, 0)[None] / 255
             made.append((label, image, saturation(pixels).item()))
-            run.emit(Created(tuple(made), None, notes), f"{label} is there")
+            asked = guidance_arguments(loaded.pipe, rule, scale, self.negative_prompt or None)
+            asked |= sequence_length(loaded.pipe)
+            run.emit(Created(tuple(made), None, notes, asked), f"{label} is there")
 
 
 def rule_names() -> list[str]:
@@ -135,29 +141,27 @@ def grid_scales(rule: str) -> tuple[float, ...]:
     return _OTHER_SCALES.get(rule, (3.0, 5.0, 7.0, 10.0, 15.0))
 
 
-def python_code(job: CreateJob) -> str:
-    """The code that makes the picture under the chosen rule again."""
+def python_code(job: CreateJob, arguments: Mapping[str, Any]) -> str:
+    """The code that makes the picture under the chosen rule again.
+
+    Args:
+        job: the settings.
+        arguments: as in :class:`Created`.
+    """
     imports, load = load_pipeline_code(job.model)
-    arguments: dict[str, Any] = {
-        "negative_prompt": job.negative_prompt or None,
-        "num_inference_steps": job.steps,
-        "generator": Raw(f'[torch.Generator("cpu").manual_seed({job.seed})]'),
-        **sequence_length_code(job.model),
-    }
-    if job.guidance == "cfg":
-        lines = [
-            call("image = pipe", [job.prompt], guidance_scale=float(job.guidance_scale), **arguments) + ".images[0]"
-        ]
-    else:
+    image = call(
+        "image = pipe",
+        [job.prompt],
+        **arguments,
+        num_inference_steps=job.steps,
+        generator=Raw(f'[torch.Generator("cpu").manual_seed({job.seed})]'),
+    )
+    lines = [f"{image}.images[0]"]
+    if job.guidance != "cfg":
         imports.append("from trimtab.guidance import attach, make_guider")
-        inner = (
-            call("image = pipe", [job.prompt], guidance_scale=max(job.guidance_scale, 2.0), **arguments) + ".images[0]"
-        )
-        lines = [
-            call("guider = make_guider", job.guidance, float(job.guidance_scale), Raw("pipe")),
-            "with attach(pipe, guider):",
-            "    " + inner.replace("\n", "\n    "),
-        ]
+        inner = lines[0].replace("\n", "\n    ")
+        guider = call("guider = make_guider", job.guidance, float(job.guidance_scale), Raw("pipe"))
+        lines = [guider, "with attach(pipe, guider):", f"    {inner}"]
     return "\n".join([*imports, "", load, *lines, 'image.save("picture.png")', ""])
 
 

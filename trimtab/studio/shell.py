@@ -76,6 +76,8 @@ def options_of_launch() -> dict[str, Any]:
         "run_history": False,
         "footer_links": ["api", "settings"],
         "ssr_mode": False,
+        # Whether it answers is not asked at the start: on a busy machine an answer after 3 s would end the app.
+        "_frontend": False,
         "share": False if "SPACE_ID" not in os.environ else None,
     }
 
