@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -108,11 +109,38 @@ class CLIPReward(RewardModel):
 
     def image_features(self, images: Tensor) -> Tensor:
         """Projected features (B, D), float32, of pictures (B, 3, H, W) in [0, 1]."""
-        if self.kind == "siglip2":
-            inputs = self._patches(images)
+        return self.model.get_image_features(**self._inputs(images)).pooler_output.float()
+
+    def image_and_patch_features(self, images: Tensor, depths: Sequence[float]) -> list[Tensor]:
+        """Projected features, and mean patch tokens after shares of the layers, of the same pass.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            depths: in (0, 1]; rounded to whole layers.
+
+        Returns:
+            (B, D) and for each depth (B, hidden width), float32.
+
+        Raises:
+            ValueError: a depth out of range.
+        """
+        if not all(0 < depth <= 1 for depth in depths):
+            raise ValueError(f"`depths` are {tuple(depths)}; takes shares of the layers in (0, 1]")
+        inputs = self._inputs(images)
+        found = self.model.get_image_features(**inputs, output_hidden_states=True)
+        layers = len(found.hidden_states) - 1
+        tokens = [found.hidden_states[max(1, round(depth * layers))].float() for depth in depths]
+        if self.kind == "siglip2":  # short pictures are padded with tokens that mean nothing
+            mask = inputs["pixel_attention_mask"][..., None].float()
+            means = [(part * mask).sum(1) / mask.sum(1) for part in tokens]
         else:
-            inputs = {"pixel_values": self.preprocessing(images).to(self.model.dtype)}
-        return self.model.get_image_features(**inputs).pooler_output.float()
+            means = [part[:, self.kind == "clip" :].mean(1) for part in tokens]
+        return [found.pooler_output.float(), *means]
+
+    def _inputs(self, images: Tensor) -> dict[str, Tensor]:
+        if self.kind == "siglip2":
+            return self._patches(images)
+        return {"pixel_values": self.preprocessing(images).to(self.model.dtype)}
 
     @torch.no_grad()
     def text_features(self, prompts: list[str]) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,44 +15,16 @@ from trimtab.optim.checks import checked_choice, checked_generator, checked_numb
 
 from .base import RewardModel
 from .clip import CLIPReward
+from .personal_features import FeatureSpace, feature_count, person_features, picture_features
 from .personal_fit import HEADS, fit_head
 from .personal_votes import checked_votes
 from .state_dict import write_weights
 
-__all__ = ["FeatureSpace", "PersonalReward", "fit_personal_reward"]
+__all__ = ["FeatureSpace", "PersonalReward", "fit_personal_reward", "picture_features"]
 
-FORMAT = "trimtab.personal.1"
+FORMAT = "trimtab.personal.2"
 MARK = "personal.mean"
 """The name by which a file's weights are known to be such a reward's."""
-
-
-@dataclass(frozen=True)
-class FeatureSpace:
-    """z = (features - mean) basis / scale: what a head sees of a picture's features of length 1.
-
-    Attributes:
-        mean: (D,).
-        basis: (D, d), orthonormal: the directions in which the examples differ most.
-        scale: one number, so that z has unit mean square over the examples and directions keep their proportions.
-    """
-
-    mean: Tensor
-    basis: Tensor
-    scale: Tensor
-
-    @classmethod
-    def of(cls, features: Tensor, width: int) -> FeatureSpace:
-        """The principal directions of features (N, D), `width` of them at most."""
-        mean = features.mean(0)
-        centred = features - mean
-        _, sizes, basis = torch.linalg.svd(centred.double(), full_matrices=False)
-        kept = int((sizes > 1e-6 * sizes[0].clamp_min(1e-300)).sum().clamp(1, width))
-        basis = basis[:kept].T.to(features)
-        return cls(mean, basis, (centred @ basis).square().mean().sqrt().clamp_min(1e-12))
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """(..., D) to (..., d)."""
-        return (features - self.mean) @ self.basis / self.scale
 
 
 class PersonalReward(RewardModel):
@@ -91,7 +62,7 @@ class PersonalReward(RewardModel):
 
     def score(self, images: Tensor, prompts: list[str]) -> Tensor:
         """(B,) float32; see the class."""
-        return self.score_features(normalize(self.clip.image_features(images), dim=-1))
+        return self.score_features(person_features(self.clip, images))
 
     def score_features(self, features: Tensor) -> Tensor:
         """(B,) of features (B, D) of length 1, which `picture_features` gives."""
@@ -145,17 +116,11 @@ class PersonalReward(RewardModel):
         space, head = _parts_of(state)
         source = about.get("features", "bundled") if features is None else features
         clip, source = _clip_of(source, device, dtype)
-        width = clip.model.config.projection_dim if hasattr(clip.model.config, "projection_dim") else len(space.mean)
-        if width != len(space.mean):
-            raise ValueError(f"`features` gives {width} numbers a picture; the reward was fitted on {len(space.mean)}")
+        if feature_count(clip) != len(space.mean):
+            raise ValueError(
+                f"`features` gives {feature_count(clip)} numbers a picture; the reward was fitted on {len(space.mean)}"
+            )
         return cls(clip, space, head, source=source, name=about.get("name", "personal")).to(device)
-
-
-def picture_features(clip: CLIPReward, images: Tensor, batch_size: int = 32) -> Tensor:
-    """Features of length 1, (N, D) float32, of pictures (N, 3, H, W) in [0, 1]."""
-    with torch.no_grad():
-        parts = [normalize(clip.image_features(part), dim=-1) for part in images.split(batch_size)]
-    return torch.cat(parts)
 
 
 def fit_personal_reward(
@@ -173,7 +138,8 @@ def fit_personal_reward(
 ) -> PersonalReward:
     """Fits a person's taste.
 
-    The features of the pictures, of length 1, are centred and turned to their principal directions. On these:
+    A picture's features are the frozen model's projected ones beside the mean patch tokens of two inner layers, all of
+    one length. They are centred and turned to their principal directions. On these:
 
     - "polished": a network of 32 ReLUs trained by AdamW for a short while, then moved to the optimum over its own
       activation patterns (`trimtab.optim.polish`, arXiv 2201.01965), never above AdamW's objective.
@@ -183,13 +149,14 @@ def fit_personal_reward(
       many pictures allow; larger radii are refused with the largest that is possible.
 
     Args:
-        pictures: (N, 3, H, W) in [0, 1], or their features (N, D), which are brought to length 1.
+        pictures: (N, 3, H, W) in [0, 1], or their features (N, D) of `trimtab.rewards.personal.picture_features`.
         liked: N booleans: likes and dislikes, both there.
         pairs: (m, 2) numbers of pictures, the preferred one first; in place of `liked`.
         head: see above.
         features: the frozen model: a name, folder or Hub id of a CLIP model for `load_reward`, or a `CLIPReward`.
         width: principal directions at most; never more than a quarter of the votes.
-        decay: > 0, weight decay of the sum of the losses; None is 1 for the linear head, 0.3 for the others.
+        decay: > 0, weight decay of the sum of the losses; None is 1 for the linear head, for the others a twentieth of
+            the votes but 3 at most.
         epsilon: > 0, of "robust".
         name: in reports.
         generator: of the network's first weights; None is seed 0.
@@ -199,8 +166,8 @@ def fit_personal_reward(
 
     Raises:
         ValueError: only likes or only dislikes, fewer than four votes, a picture preferred to itself, pictures of
-            which all have the same features, two votes that contradict each other on all pairs, or values that are
-            not finite.
+            which all have the same features, two votes that contradict each other on all pairs, features of another
+            width than the model's, or values that are not finite.
     """
     checked_choice("head", head, HEADS)
     clip, source = _clip_of(features, None, torch.float32)
@@ -221,8 +188,13 @@ def _features_of(clip: CLIPReward, pictures: Any) -> Tensor:
         raise ValueError(f"`pictures` is {got}; takes floating (N, 3, H, W) in [0, 1] or features (N, D)")
     if not bool(torch.isfinite(pictures).all()):
         raise ValueError("`pictures` has values that are not finite")
-    rows = pictures.float() if pictures.ndim == 2 else picture_features(clip, pictures)
-    return normalize(rows, dim=-1)
+    if pictures.ndim == 4:
+        return picture_features(clip, pictures)
+    if pictures.shape[1] != feature_count(clip):
+        raise ValueError(
+            f"`pictures` is features {tuple(pictures.shape)}; {clip.name!r} gives {feature_count(clip)} a picture"
+        )
+    return normalize(pictures.float(), dim=-1)
 
 
 def _clip_of(features: str | CLIPReward, device: Any, dtype: torch.dtype) -> tuple[CLIPReward, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -10,12 +12,21 @@ from trimtab.optim.solvers import convex_relu, fit_linear_head, fit_preference_h
 
 from .personal_votes import Votes
 
-__all__ = ["HEADS", "fit_head", "train_network"]
+__all__ = ["HEADS", "fit_head", "network_decay", "train_network"]
 
 HEADS = ("polished", "linear", "robust")
 NEURONS = 32
 STEPS = 150
-LINEAR_DECAY, NETWORK_DECAY = 1.0, 0.3
+LINEAR_DECAY = 1.0
+POLISH: dict[str, Any] = {"max_iterations": 200, "tolerance": 1e-4, "rho": 1.0}
+
+
+def network_decay(count: int) -> float:
+    """Weight decay of a network fitted to so many votes: a twentieth of them, 3 at most.
+
+    Chosen on other simulated people than those that are reported; from 1 to 5 little changes at 200 votes.
+    """
+    return min(3.0, count / 20)
 
 
 def fit_head(
@@ -29,12 +40,11 @@ def fit_head(
         if votes.pairs is None:
             return fit_linear_head(x, votes.targets > 0, l2=l2)
         return fit_preference_head(x[votes.pairs[:, 0]], x[votes.pairs[:, 1]], l2=l2)
-    beta = NETWORK_DECAY if decay is None else decay
+    beta = network_decay(count) if decay is None else decay
     y = votes.targets if votes.pairs is None else None
     network = train_network(x, votes, beta, generator)
     if kind == "polished":
-        options = {"loss": "logistic", "pairs": votes.pairs, "max_iterations": 200, "tolerance": 1e-4, "rho": 1.0}
-        return polish(network, x, y, beta=beta, **options).module
+        return polish(network, x, y, beta=beta, loss="logistic", pairs=votes.pairs, **POLISH).module
     patterns = module_patterns(network, x)
     result = convex_relu(
         x, y, patterns, beta=beta, loss="logistic", pairs=votes.pairs, epsilon=epsilon, rho=1.0, max_iterations=200

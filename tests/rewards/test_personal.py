@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from trimtab.optim.solvers import relu_objective
 from trimtab.rewards import CLIPReward, PersonalReward, fit_personal_reward, load_reward
-from trimtab.rewards.personal import FeatureSpace
+from trimtab.rewards.personal import FeatureSpace, picture_features
 from trimtab.rewards.personal_fit import train_network
 from trimtab.rewards.personal_votes import Votes
 
@@ -25,7 +25,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def people(rows: int = 400, seed: int = 0):
     """Features of length 1 and a taste that no linear function has: two of the directions must agree."""
-    features = torch.randn(rows, 128, generator=generator(seed)) * torch.tensor([3.0] * 6 + [0.3] * 122)
+    features = torch.randn(rows, 512, generator=generator(seed)) * torch.tensor([3.0] * 6 + [0.15] * 506)
     return normalize(features, dim=1), features[:, 0] * features[:, 1]
 
 
@@ -74,12 +74,27 @@ def test_polished_is_never_above_the_network(clip):
     reward.head.float()
 
 
+def test_features_are_the_models_own_layers(clip):
+    """By hand, of the vision tower: the projection, and patch tokens' means after two and three of four layers."""
+    pictures = torch.rand(3, 3, 128, 128, generator=generator())
+    with torch.no_grad():
+        out = clip.model.vision_model(pixel_values=clip.preprocessing(pictures), output_hidden_states=True)
+        parts = [clip.model.visual_projection(out.pooler_output)]
+        parts += [out.hidden_states[layer][:, 1:].mean(1) for layer in (2, 3)]
+    features = picture_features(clip, pictures, batch_size=2)
+    assert features.shape == (3, 512) and torch.allclose(features.norm(dim=1), torch.ones(3))
+    known = torch.cat([normalize(part, dim=1) for part in parts], 1) / 3**0.5
+    assert torch.allclose(features, known, atol=1e-6)
+    with pytest.raises(ValueError, match="`depths` are"):
+        clip.image_and_patch_features(pictures, (0.0,))
+
+
 def test_space_keeps_distances_and_unit_scale():
     features, _ = people(50)
-    space = FeatureSpace.of(features, 128)
+    space = FeatureSpace.of(features, 512)
     z = space(features)
     assert z.shape == (50, 49) and float(z.square().mean().detach()) == pytest.approx(1, rel=1e-4)
-    assert torch.allclose(torch.cdist(z, z) * space.scale, torch.cdist(features, features), atol=1e-3)
+    assert torch.allclose(torch.pdist(z) * space.scale, torch.pdist(features), atol=1e-4)
     assert FeatureSpace.of(features, 5)(features).shape == (50, 5)
 
 
@@ -148,7 +163,7 @@ def test_degenerate_votes_are_named(clip, arguments, message):
 
 def test_degenerate_pictures_are_named(clip):
     with pytest.raises(ValueError, match="`pictures` are all the same"):
-        fit_personal_reward(torch.ones(6, 128), liked=[True, False] * 3, features=clip)
+        fit_personal_reward(torch.ones(6, 512), liked=[True, False] * 3, features=clip)
     features, _ = people(8)
     features[1::2] = features[::2]
     with pytest.raises(ValueError, match="compares duplicates only"):
@@ -157,7 +172,9 @@ def test_degenerate_pictures_are_named(clip):
     with pytest.raises(ValueError, match="contradicts itself"):
         fit_personal_reward(twice, liked=[True, False, True, False], features=clip)
     with pytest.raises(ValueError, match="not finite"):
-        fit_personal_reward(torch.full((6, 128), torch.nan), liked=[True, False] * 3, features=clip)
+        fit_personal_reward(torch.full((6, 512), torch.nan), liked=[True, False] * 3, features=clip)
+    with pytest.raises(ValueError, match=r"`pictures` is features \(6, 128\); 'bundled' gives 512"):
+        fit_personal_reward(torch.ones(6, 128), liked=[True, False] * 3, features=clip)
     with pytest.raises(ValueError, match="takes floating"):
         fit_personal_reward(torch.ones(6, 3, 8, 8, dtype=torch.uint8), liked=[True, False] * 3, features=clip)
 
