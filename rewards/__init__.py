@@ -5,6 +5,7 @@ from .base import RewardModel
 from .clip import CLIPReward
 from .contrast import ContrastReward
 from .function import CallableReward
+from .head_tuning import TunedHead, tune_personal_reward
 from .hps import HPSReward, clip_model_from_open_clip
 from .image_reward import ImageReward
 from .load import REWARDS, load_reward, save_weights, weights_folder
@@ -28,6 +29,7 @@ __all__ = [
     "PersonalReward",
     "Preprocessing",
     "RewardModel",
+    "TunedHead",
     "WeightedReward",
     "center_crop",
     "clip_model_from_open_clip",
@@ -35,5 +37,6 @@ __all__ = [
     "load_reward",
     "resize",
     "save_weights",
+    "tune_personal_reward",
     "weights_folder",
 ]

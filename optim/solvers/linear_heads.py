@@ -24,12 +24,13 @@ def fit_linear_head(
     labels: Tensor,
     *,
     l2: float = 1e-2,
+    weights: Tensor | None = None,
     max_iterations: int = 200,
     grad_tolerance: float = 1e-8,
 ) -> LinearHead:
     """Logistic regression, or softmax regression of three or more classes, to its optimum.
 
-    min_W (1/N) sum_k loss(W x_k + c, y_k) + (l2 / 2) ||W||^2, the intercept c not penalized, by
+    min_W sum_k t_k loss(W x_k + c, y_k) / sum_k t_k + (l2 / 2) ||W||^2, the intercept c not penalized, by
     `gradient_normalized_newton` (arXiv:2506.13710) with the exact Hessian.
 
     Args:
@@ -37,6 +38,7 @@ def fit_linear_head(
         labels: (N,) integers or booleans from 0 to C - 1, all classes there; two classes give one output, the logit
             of class 1.
         l2: > 0, so that an optimum exists where the classes can be separated.
+        weights: (N,) trust t_k >= 0 of each example, not all 0; None is 1.
         max_iterations: of Newton's method.
         grad_tolerance: of the gradient's norm.
 
@@ -44,7 +46,8 @@ def fit_linear_head(
         A layer d to 1, or to C; float32 or float64 as the features, on their device.
 
     Raises:
-        ValueError: shapes that do not fit, features that are not finite, fewer than two classes, `l2` not positive.
+        ValueError: shapes that do not fit, features that are not finite, fewer than two classes, `l2` not positive,
+            weights out of range.
 
     Example:
         >>> x = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]])
@@ -61,6 +64,7 @@ def fit_linear_head(
         present = sorted(set(y.tolist()))
         raise ValueError(f"`labels` has the classes {present}; takes 0 to C - 1, at least two and each of them there")
     outputs = 1 if len(counts) == 2 else len(counts)
+    trust = _trust(weights, x)
 
     def split(theta: Tensor) -> tuple[Tensor, Tensor]:
         return theta[:, :-1], theta[:, -1]
@@ -68,14 +72,15 @@ def fit_linear_head(
     def objective(theta: Tensor) -> Tensor:
         weight, bias = split(theta)
         logits = x @ weight.T + bias
-        loss = softplus(torch.where(y == 1, -logits[:, 0], logits[:, 0])).mean() if outputs == 1 else None
-        if loss is None:
+        if outputs == 1:
+            loss = trust @ softplus(torch.where(y == 1, -logits[:, 0], logits[:, 0]))
+        else:
             # The intercepts' common shift is free; a tiny pull to 0 makes the optimum unique.
-            loss = cross_entropy(logits, y) + l2 / 2 * bias.mean().square()
+            loss = trust @ cross_entropy(logits, y, reduction="none") + l2 / 2 * bias.mean().square()
         return loss + l2 / 2 * weight.square().sum()
 
     def hessian(flat: Tensor) -> Tensor:
-        """Closed form: sum_k (Diag(p) - p p^T) (x) x x^T / N, plus the penalty."""
+        """Closed form: sum_k t_k (Diag(p) - p p^T) (x) x x^T / sum_k t_k, plus the penalty."""
         weight, bias = split(flat.reshape(outputs, -1))
         logits = x @ weight.T + bias
         wide = torch.cat([x, torch.ones_like(x[:, :1])], 1)
@@ -86,7 +91,7 @@ def fit_linear_head(
         else:
             p = torch.softmax(logits, 1)
             curvature = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-        blocks = torch.einsum("nab,ni,nj->aibj", curvature, wide, wide) / len(x)
+        blocks = torch.einsum("n,nab,ni,nj->aibj", trust, curvature, wide, wide)
         penalty = torch.full((outputs, width), l2, dtype=x.dtype, device=x.device)
         penalty[:, -1] = 0
         H = blocks.reshape(outputs * width, -1) + torch.diag(penalty.flatten())
@@ -136,10 +141,7 @@ def fit_preference_head(
     if first.shape != second.shape:
         raise ValueError(f"`worse` has shape {tuple(worse.shape)}; takes that of `better`, {tuple(better.shape)}")
     x = first - second
-    c = torch.ones_like(x[:, 0]) if weights is None else weights.to(x)
-    if c.shape != x.shape[:1] or not bool((c >= 0).all()) or not bool(c.sum() > 0):
-        raise ValueError(f"`weights` has shape {tuple(c.shape)}; takes ({len(x)},) numbers >= 0, not all 0")
-    c = c / c.sum()
+    c = _trust(weights, x)
 
     def objective(w: Tensor) -> Tensor:
         return (c * softplus(-(x @ w))).sum() + l2 / 2 * w.square().sum()
@@ -166,6 +168,14 @@ def _layer(result: NewtonResult, weight: Tensor, bias: Tensor | None, like: Tens
             head.bias.copy_(bias)
     head.result = result
     return head.to(like.device, torch.promote_types(like.dtype, torch.float32))
+
+
+def _trust(weights: Tensor | None, x: Tensor) -> Tensor:
+    """Weights of examples (N, d), which sum to 1; equal ones where none are given."""
+    trust = torch.ones_like(x[:, 0]) if weights is None else weights.to(x)
+    if trust.shape != x.shape[:1] or not bool((trust >= 0).all()) or not bool(trust.sum() > 0):
+        raise ValueError(f"`weights` has shape {tuple(trust.shape)}; takes ({len(x)},) numbers >= 0, not all 0")
+    return trust / trust.sum()
 
 
 def _checked(x: Tensor, name: str, l2: float) -> Tensor:

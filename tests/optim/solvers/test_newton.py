@@ -241,3 +241,16 @@ def test_bad_heads_are_named():
         fit_preference_head(x, x[:2])
     with pytest.raises(ValueError, match="not all 0"):
         fit_preference_head(x, x, weights=torch.zeros(4))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_weight_counts_as_so_many_rows(classes):
+    g = torch.Generator().manual_seed(4)
+    x, y = torch.randn(30, 3, generator=g).double(), torch.arange(30) % classes
+    weights = torch.randint(0, 3, (30,), generator=g)
+    weighted = fit_linear_head(x, y, l2=0.05, weights=weights)
+    repeated = fit_linear_head(x.repeat_interleave(weights, 0), y.repeat_interleave(weights), l2=0.05)
+    assert torch.allclose(weighted.weight, repeated.weight, atol=1e-7)
+    assert torch.allclose(weighted.bias, repeated.bias, atol=1e-7)
+    with pytest.raises(ValueError, match="`weights`"):
+        fit_linear_head(x, y, weights=-torch.ones(30))
