@@ -15,7 +15,7 @@ from trimtab.studio.metadata import made_by
 
 PATIENCE = int(os.environ.get("TRIMTAB_PATIENCE", "120")) * 1_000
 DONE = re.compile("Done in")
-TABS = ("Create", "Improve", "Edit", "Points")
+TABS = ("Create", "Improve", "Edit", "Points", "Taste")
 
 
 def go_to(page, tab):
@@ -194,7 +194,7 @@ def test_a_picture_made_here_gives_its_settings_back(page, tmp_path, how):
         drop_file(page, tmp_path / "lion.png")
     else:
         with page.expect_file_chooser() as chooser:
-            page.get_by_role("button", name="Open a picture made here").click()
+            page.get_by_role("button", name="Open a file made here").click()
         chooser.value.set_files(tmp_path / "lion.png")
     page.wait_for_function("document.querySelector('#improve-seed input')?.value === '42'")
     assert page.get_by_role("tab", name="Improve").get_attribute("aria-selected") == "true"

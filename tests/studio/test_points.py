@@ -17,6 +17,7 @@ from gradio_client.exceptions import AppError
 from trimtab.assets import asset_path
 from trimtab.geometry import REFINEMENT_LOSSES, chamfer_distance, load_point_cloud
 from trimtab.recipes.point_clouds import TRANSFER_CLASSES, draw_cloud
+from trimtab.studio.metadata import read_embedded
 from trimtab.studio.points_job import LOSSES, InterpolateJob, ReconstructJob, SampleJob
 from trimtab.studio.points_source import ENDINGS, NUM_POINTS, SHAPES, Shape, Upload
 from trimtab.studio.points_view import figure
@@ -131,6 +132,26 @@ def test_new_clouds_are_what_their_code_makes_and_the_seed_s(client, ran):
         assert np.array_equal(load_point_cloud(file).numpy(), cloud)
     other = client.predict(2, 6, api_name="/sample_points")[1]
     assert not np.array_equal(load_point_cloud(files[0]).numpy(), load_point_cloud(other[0]).numpy())
+
+
+def test_files_give_their_settings_back(client, tmp_path):
+    """Of each of the three actions; what an upload was is the person's own. Other programs read the files as before."""
+    made = {
+        path_of(reconstruct(client, loss="chamfer", steps=2)[3]): {
+            "shape": "sofa", "number": 1, "loss": "chamfer", "steps": 2,
+        },
+        client.predict(2, 5, api_name="/sample_points")[1][1]: {"new": 2, "seed": 5},
+        client.predict(None, "chair", 3, None, "mug", 2, 2, api_name="/interpolate_points")[1][0]: {
+            "first_shape": "chair", "first_number": 3, "last_shape": "mug", "last_number": 2, "between": 2,
+        },
+    }  # fmt: skip
+    for path, settings in made.items():
+        found = read_embedded(path)
+        assert (found.tab, found.settings) == ("points", settings)
+        assert np.array_equal(np.asarray(trimesh.load(path).vertices, np.float32), load_point_cloud(path).numpy())
+        for hostile in (b"comment trimtab settings [1]", b"comment trimtab settings", b"comment trimtab \xff {}"):
+            (tmp_path / "hostile.ply").write_bytes(b"ply\nformat ascii 1.0\n" + hostile + b"\nend_header\n")
+            assert read_embedded(tmp_path / "hostile.ply") is None
 
 
 def archive(**arrays) -> bytes:

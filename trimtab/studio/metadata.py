@@ -1,8 +1,8 @@
-"""Settings inside the PNG that they made: written by the app, read back when such a picture is dropped on it.
+"""Settings inside the PNG or PLY that they made: written by the app, read back when such a file is dropped on it.
 
 They stand in the PNG's text fields, as those of the command line's pictures do: ``prompt`` and ``seed`` as they are,
-``tab`` and ``settings`` besides. What is read was made by anybody, so nothing is believed: sizes are limited, JSON is
-plain, and each value must have its setting's type.
+``tab`` and ``settings`` besides; in a PLY file these two are comments of its header. What is read was made by anybody,
+so nothing is believed: sizes are limited, JSON is plain, and each value must have its setting's type.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ import types
 import typing
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
-__all__ = ["Embedded", "checked_settings", "made_by", "plain_settings", "read_embedded"]
+__all__ = ["Embedded", "checked_settings", "made_by", "plain_settings", "read_embedded", "with_comments"]
 
+_COMMENT = b"comment trimtab "
+_LONGEST_HEADER = 50_000
 _MOST_CHARACTERS = 20_000
 _MOST_SETTINGS = 64
 _LONGEST_TEXT = 4_000
@@ -65,24 +68,20 @@ def made_by(tab: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**shown, "tab": tab, "settings": dict(settings)}
 
 
-def read_embedded(path: str | os.PathLike[str]) -> Embedded | None:
-    """What a picture of the app or the command line says about how it was made.
+def read_embedded(path: str | os.PathLike[str] | IO[bytes]) -> Embedded | None:
+    """What a file of the app, or a picture of the command line, says about how it was made.
 
     The picture itself is not decoded.
 
     Args:
-        path: of any file.
+        path: of any file, or such a file, open.
 
     Returns:
-        None where there is nothing to read: no PNG, no settings in it, or settings that are broken, too large or no
-        plain JSON.
+        None where there is nothing to read: no PNG or PLY, no settings in it, or settings that are broken, too large
+        or no plain JSON.
     """
-    from PIL import Image
-
     try:
-        # Pillow limits what a text field may unpack to, and warns of pictures too large to decode.
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=["PNG"]) as image:
-            texts = {name: text for name, text in image.info.items() if isinstance(text, str)}
+        texts = _texts_of(path)
     except Exception:  # broken files raise nearly anything
         return None
     content = texts.get("settings", "")
@@ -98,6 +97,19 @@ def read_embedded(path: str | os.PathLike[str]) -> Embedded | None:
         found.setdefault("seed", int(texts["seed"]))
     tab = texts.get("tab", "")
     return Embedded(str(tab) if tab.isidentifier() and len(tab) <= 40 else "", found)
+
+
+def with_comments(content: bytes, made_by: Mapping[str, Any]) -> bytes:
+    """A PLY file that says how it was made.
+
+    Args:
+        content: a PLY file.
+        made_by: what :func:`made_by` gave.
+    """
+    lines = [_COMMENT + f"{name} {value}".encode("ascii") for name, value in
+             (("tab", made_by["tab"]), ("settings", json.dumps(made_by["settings"])))]  # fmt: skip
+    kind, form, rest = content.split(b"\n", 2)
+    return b"\n".join([kind, form, *lines, rest])
 
 
 def checked_settings(job_class: type, settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -123,6 +135,26 @@ def checked_settings(job_class: type, settings: Mapping[str, Any]) -> tuple[dict
     names = {entry.name for entry in fields(job_class)}
     taken = {name: value for name, value in settings.items() if name in names and _fits(value, hints[name])}
     return taken, [str(name) for name in settings if name not in taken]
+
+
+def _texts_of(path: str | os.PathLike[str] | IO[bytes]) -> dict[str, str]:
+    """The text fields of a PNG, or our comments of a PLY file, by name."""
+    with open(path, "rb") if isinstance(path, (str, os.PathLike)) else nullcontext(path) as file:
+        return _texts_of_file(file)
+
+
+def _texts_of_file(file: IO[bytes]) -> dict[str, str]:
+    from PIL import Image
+
+    header = file.read(_LONGEST_HEADER)
+    file.seek(0)
+    if header.startswith(b"ply\n"):
+        lines = header.partition(b"end_header")[0].splitlines()
+        comments = [line[len(_COMMENT) :].decode("ascii") for line in lines if line.startswith(_COMMENT)]
+        return dict(comment.split(" ", 1) for comment in comments)
+    # Pillow limits what a text field may unpack to, and warns of pictures too large to decode.
+    with warnings.catch_warnings(action="ignore"), Image.open(file, formats=["PNG"]) as image:
+        return {name: text for name, text in image.info.items() if isinstance(text, str)}
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -16,6 +16,8 @@ from PIL import Image
 
 from trimtab.commands.pictures import save_png, slug, write_json
 
+from .metadata import with_comments
+
 __all__ = ["Files", "Picture", "scaled_within"]
 
 _KEPT = 24 * 3600
@@ -93,12 +95,13 @@ class Files:
         write_json(path, content)
         return str(path)
 
-    def cloud(self, cloud: Any, name: str) -> str:
-        """Writes a point cloud (N, 3) as PLY."""
+    def cloud(self, cloud: Any, name: str, made_by: Mapping[str, Any]) -> str:
+        """Writes a point cloud (N, 3) as PLY with its settings in it."""
         from trimtab.geometry import save_point_cloud
 
         path = self._place(name, "ply")
         save_point_cloud(cloud, path)
+        path.write_bytes(with_comments(path.read_bytes(), made_by))
         return str(path)
 
     def taste(self, reward: Any) -> str:

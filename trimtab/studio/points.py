@@ -14,6 +14,7 @@ import pandas as pd
 
 from .chart import curve_svg
 from .checks import as_whole
+from .metadata import made_by
 from .points_job import (
     LOSSES,
     MOST_CLOUDS,
@@ -101,8 +102,9 @@ def _build_reconstruct(studio: Studio) -> dict[str, Any]:
         if not isinstance(last, Reconstructed):
             return
         name = Path(file).stem if file else f"{shape} {job.source.number}"
-        path = studio.files.cloud(last.cloud, f"{name} reconstruction")
         done = replace(job, steps=max(1, last.step))
+        settings = _shape_settings(done.source) | {"loss": done.loss, "steps": done.steps}
+        path = studio.files.cloud(last.cloud, f"{name} reconstruction", made_by(ID, settings))
         yield (
             *_shown(last), gr.DownloadButton(value=path, interactive=True), done.python_code(),
             status_html(_told(update, last)),
@@ -157,7 +159,9 @@ def _build_between(studio: Studio) -> dict[str, Any]:
             _chosen(studio, first_file, first_shape, first_number),
             _chosen(studio, last_file, last_shape, last_number),
         )
-        yield from _clouds(studio, InterpolateJob(*ends, as_whole(count)), request, identity, "between")
+        job = InterpolateJob(*ends, as_whole(count))
+        settings = _shape_settings(ends[0], "first_") | _shape_settings(ends[1], "last_") | {"between": job.count}
+        yield from _clouds(studio, job, request, identity, "between", settings)
 
     outputs = [view, files, code, status]
     studio.on_run(
@@ -190,7 +194,8 @@ def _build_new(studio: Studio) -> dict[str, Any]:
     @in_plain_words
     def sample_points(count: int, seed: int, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """Draws new clouds: noise through the flow to codes, codes through the decoder."""
-        yield from _clouds(studio, SampleJob(as_whole(count), as_whole(seed)), request, identity, "new")
+        job = SampleJob(as_whole(count), as_whole(seed))
+        yield from _clouds(studio, job, request, identity, "new", {"new": job.count, "seed": job.seed})
 
     outputs = [view, files, code, status]
     studio.on_run(
@@ -200,7 +205,12 @@ def _build_new(studio: Studio) -> dict[str, Any]:
 
 
 def _clouds(
-    studio: Studio, job: InterpolateJob | SampleJob, request: gr.Request, tab: str, name: str
+    studio: Studio,
+    job: InterpolateJob | SampleJob,
+    request: gr.Request,
+    tab: str,
+    name: str,
+    settings: dict[str, Any],
 ) -> Iterator[tuple[Any, ...]]:
     """Runs a job that makes several clouds; the files are named as those of its code."""
     nothing, last = gr.skip(), None
@@ -210,7 +220,8 @@ def _clouds(
         yield nothing, nothing, nothing, status_html(update.note)
     if isinstance(last, Clouds):
         clouds = list(last.clouds)
-        files = [studio.files.cloud(cloud, f"{name}-{index}") for index, cloud in enumerate(clouds, 1)]
+        about = made_by(ID, settings)
+        files = [studio.files.cloud(cloud, f"{name}-{index}", about) for index, cloud in enumerate(clouds, 1)]
         labels = [str(index) for index in range(1, len(clouds) + 1)]
         yield figure(clouds, labels), files, job.python_code(), status_html(update.note)
 
@@ -242,6 +253,11 @@ def _chosen(studio: Studio, file: str | None, shape: str, number: int) -> Shape 
     if file:
         return Upload(file, studio.limits.largest_upload)
     return Shape(shape, as_whole(number))
+
+
+def _shape_settings(source: Shape | Upload, prefix: str = "") -> dict[str, Any]:
+    """A drawn shape as settings of the tab; a file is the person's own."""
+    return {f"{prefix}shape": source.name, f"{prefix}number": source.number} if isinstance(source, Shape) else {}
 
 
 def _given(source: Shape | Upload) -> Any:

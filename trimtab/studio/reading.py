@@ -1,4 +1,4 @@
-"""Pictures made here, dropped on the page: their settings come back."""
+"""Pictures and clouds made here, dropped on the page: their settings come back."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["open_button", "read_back", "wire"]
 
 
 def open_button() -> gr.UploadButton:
-    """The button that opens such a picture."""
+    """The button that opens such a file."""
     return gr.UploadButton(
-        "Open a picture made here", file_types=[".png"], size="sm", elem_id="open-picture", scale=0, min_width=220
+        "Open a file made here", file_types=[".png", ".ply"], size="sm", elem_id="open-picture", scale=0, min_width=220
     )
 
 
 def wire(tabs: Mapping[str, Tab], bar: gr.Tabs, opened: gr.UploadButton) -> None:
-    """Makes the button put a picture's settings back; what is dropped on the page goes to it by ``page.js``.
+    """Makes the button put a file's settings back; what is dropped on the page goes to it by ``page.js``.
 
     Args:
         tabs: by id.
@@ -36,9 +36,9 @@ def wire(tabs: Mapping[str, Tab], bar: gr.Tabs, opened: gr.UploadButton) -> None
     def read(path: str | None) -> list[Any]:
         tab, values = read_back(path, tabs)
         if not values:
-            gr.Warning("This picture says nothing of how it was made. Pictures downloaded here do.")
+            gr.Warning("This file says nothing of how it was made. Those downloaded here do.")
             return [gr.skip()] * (len(places) + 1)
-        gr.Info("The picture's settings are back.")
+        gr.Info("The file's settings are back.")
         put = [values[name] if of == tab and name in values else gr.skip() for of, name in places]
         return [*put, gr.Tabs(selected=tab)]
 
@@ -47,14 +47,14 @@ def wire(tabs: Mapping[str, Tab], bar: gr.Tabs, opened: gr.UploadButton) -> None
 
 
 def read_back(path: str | None, tabs: Mapping[str, Tab]) -> tuple[str, dict[str, Any]]:
-    """A tab, and values of its settings, from what a picture says about how it was made.
+    """A tab, and values of its settings, from what a file says about how it was made.
 
     Args:
         path: of any file.
         tabs: by id; pictures of the command line, which name none, go to the first.
 
     Returns:
-        The tab's id, and what its components take; empty where the picture says nothing that they do.
+        The tab's id, and what its components take; empty where the file says nothing that they do.
     """
     found = read_embedded(path) if path else None
     if found is None:
