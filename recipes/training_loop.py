@@ -275,16 +275,18 @@ def _save(
 ) -> None:
     tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
     tensors |= {f"ema.{name}": value for name, value in zip(_trained(module), ema.shadow_params, strict=True)}
-    groups = []
+    groups, plain = [], {}
     for number, optimizer in enumerate(optimizers):
         saved = optimizer.state_dict()
         for index, state in saved["state"].items():
             prefix = f"optimizer.{number}.{index}"
-            tensors |= {f"{prefix}.{key}": torch.as_tensor(value) for key, value in state.items()}
+            tensors |= {f"{prefix}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
+            others = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+            plain |= {f"{prefix}.{key}": _packed(value, f"{prefix}.{key}", tensors) for key, value in others.items()}
         # what an optimizer counts in its groups
         groups.append([{k: v for k, v in group.items() if type(v) is int} for group in saved["param_groups"]])
     tensors = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
-    rest = {"drawn": at.drawn, "groups": groups, "batch": at.batch.state_dict() if at.batch else None}
+    rest = {"drawn": at.drawn, "groups": groups, "states": plain, "batch": at.batch.state_dict() if at.batch else None}
     metadata = {"step": str(at.step), "progress": json.dumps(rest)}
     _replace(folder / "checkpoint.safetensors", lambda path: save_file(tensors, path, metadata))
     text = json.dumps({"step": at.step, "settings": asdict(settings)}, indent=2)
@@ -311,14 +313,31 @@ def _load(
     ]
     ema.optimization_step = at.step
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
+    plain = {name: _unpacked(value, tensors) for name, value in rest.get("states", {}).items()}
+    for name, value in (tensors | plain).items():
+        if name.startswith("optimizer.") and name.count(".") == 3:
             _, number, index, key = name.split(".")
             states[int(number)].setdefault(int(index), {})[key] = value
     counts = rest.get("groups") or [[{} for _ in optimizer.param_groups] for optimizer in optimizers]
     for optimizer, state, counted in zip(optimizers, states, counts, strict=True):
         groups = [group | own for group, own in zip(optimizer.state_dict()["param_groups"], counted, strict=True)]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _packed(value: object, name: str, tensors: dict[str, Tensor]) -> object:
+    """What JSON can hold of a state: its tensors go to ``tensors``, and their names stand in their places."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, list | tuple):
+        return [_packed(item, f"{name}.{number}", tensors) for number, item in enumerate(value)]
+    return value
+
+
+def _unpacked(value: object, tensors: dict[str, Tensor]) -> object:
+    if isinstance(value, dict):
+        return tensors[value["tensor"]]
+    return [_unpacked(item, tensors) for item in value] if isinstance(value, list) else value
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
