@@ -1,13 +1,17 @@
 """Parts of the page that need no browser: the chart, the painter's mask, and settings read back."""
 
+import os
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import gradio as gr
 import numpy as np
 import pytest
+from gradio import processing_utils
 from PIL import Image
 
 from trimtab.commands.pictures import save_png
+from trimtab.studio.cache import write_whole
 from trimtab.studio.chart import curve_svg
 from trimtab.studio.create_job import CreateJob
 from trimtab.studio.edit_inputs import painted_mask
@@ -97,3 +101,18 @@ JOBS = [
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: type(job).__name__)
 def test_each_job_takes_its_own_settings_back(job):
     assert checked_settings(type(job), plain_settings(job)) == (plain_settings(job), [])
+
+
+def test_a_picture_in_the_cache_is_never_half_there(tmp_path, monkeypatch):
+    """A second visitor's same picture leaves the file alone, and the first comes by a rename."""
+    write_whole()
+    picture, renamed = Image.new("RGB", (32, 32), "pink"), []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: (renamed.append(Path(old).read_bytes()), replace(old, new)))
+    paths = {processing_utils.save_pil_to_cache(picture, str(tmp_path), format="png") for _ in range(2)}
+    (path,) = paths
+    assert renamed == [Path(path).read_bytes()] and Image.open(path).getpixel((0, 0)) == (255, 192, 203)
+    assert [file.name for file in Path(path).parent.iterdir()] == ["image.png"]
+    gallery = gr.Gallery(format="png")
+    gallery.GRADIO_CACHE = str(tmp_path)
+    assert gallery.postprocess([picture]).root[0].image.path == path and len(renamed) == 1  # gradio calls it

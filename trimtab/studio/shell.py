@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from . import reading, settings
+from .cache import write_whole
 from .gpu import on_gpu
 from .limits import BUNDLED, Limits
 from .tab import Studio, Tab
@@ -29,6 +30,7 @@ def build_shell(names: Sequence[str]) -> gr.Blocks:
     Args:
         names: modules of the tabs, in their order.
     """
+    write_whole()
     limits = Limits.from_environment()
     modules = [importlib.import_module(f".{name}", __package__) for name in names]
     modules = [module for module in modules if getattr(module, "is_available", lambda: True)()]
