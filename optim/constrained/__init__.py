@@ -1,6 +1,6 @@
 """Constrained solvers: plain functions on tensors and callables."""
 
-from .augmented_lagrangian import ConstrainedResult, minimize_equality
+from .augmented_lagrangian import AugmentedLagrangianSQP, ConstrainedResult, minimize_equality
 from .bilevel import LVHBA, BilevelProblem, BilevelResult, lv_hba
 from .first_order import FirstOrderSQP
 from .merit import exact_augmented_lagrangian
@@ -10,6 +10,7 @@ from .sketching import sketch_project
 
 __all__ = [
     "LVHBA",
+    "AugmentedLagrangianSQP",
     "BilevelProblem",
     "BilevelResult",
     "ConstrainedResult",

@@ -14,7 +14,7 @@ from trimtab.optim.checks import checked_choice, checked_count, checked_generato
 from .kkt import KKTSystem, Point
 from .merit import EqualityProblem
 
-__all__ = ["ConstrainedResult", "minimize_equality"]
+__all__ = ["AugmentedLagrangianSQP", "ConstrainedResult", "minimize_equality"]
 
 Callback = Callable[[int, dict[str, Any]], bool | None]
 
@@ -66,6 +66,7 @@ def minimize_equality(
     max_inner: int = 20_000,
     generator: torch.Generator | None = None,
     callback: Callback | None = None,
+    state: dict[str, Any] | None = None,
 ) -> ConstrainedResult:
     """min f(x) subject to c(x) = 0, by adaptive inexact sequential quadratic programming.
 
@@ -104,6 +105,7 @@ def minimize_equality(
         max_inner: sketches or products a step.
         generator: of sketches.
         callback: called as (iteration, entry of the trace) after each; a true value ends the run.
+        state: of an `AugmentedLagrangianSQP` of the same problem, to go on from.
 
     Raises:
         ValueError: m > n, c of another shape, values at x0 that are not finite, dependent constraints there, or more
@@ -120,54 +122,139 @@ def minimize_equality(
         >>> [round(v, 4) for v in found.x.tolist()], found.status
         ([-0.8485, -1.1314], 'converged')
     """
-    start = checked_point("x0", x0)
-    dtype = (
-        torch.float64 if checked_number("tol", tol, above=0) < 1e-4 else torch.promote_types(x0.dtype, torch.float32)
-    )
-    x = start.flatten().to(dtype)
-    penalties = [checked_number("eta1", eta1, above=0), checked_number("eta2", eta2, above=0)]
-    checked_number("nu", nu, above=1)
-    if not 0 < checked_number("beta", beta) < 0.5:
-        raise ValueError(f"`beta` is {beta}; takes a number in (0, 1/2)")
-    kappa = 0.1 if inner_tol == "adaptive" else checked_number("inner_tol", inner_tol, above=0)
-    checked_choice("solver", solver, ("auto", "dense", "minres", "sketch", "kaczmarz"))
-    problem = EqualityProblem(f, c, tuple(start.shape))
-    point = Point.at(problem, x)
-    _check_start(point, x)
-    if restore:
-        point = _restored(problem, point)
-    lam = _multipliers(lam0, point)
-    system = KKTSystem(problem, solver, block, checked_number("xi_b", xi_b, above=0), max_inner,
-                       checked_generator(generator))  # fmt: skip
-    trace: list[dict[str, Any]] = []
-    best = (point.residual(lam), point, lam)
+    options = {"lam0": lam0, "solver": solver, "block": block, "inner_tol": inner_tol, "sharpen": sharpen,
+               "restore": restore, "eta1": eta1, "eta2": eta2, "beta": beta, "nu": nu, "xi_b": xi_b, "tol": tol,
+               "max_inner": max_inner, "generator": generator}  # fmt: skip
+    loop = AugmentedLagrangianSQP(f, c, x0, **options)
+    if state is not None:
+        loop.load_state_dict(state)
     status = "iterations"
     for k in range(checked_count("max_iter", max_iter)):
-        if best[0] <= tol:
+        if loop.status != "iterations":
             break
-        system.at(point, lam)
-        accuracy = min(kappa, point.residual(lam)) if sharpen else kappa
-        step, accuracy = system.direction(penalties, accuracy, nu, adaptive=inner_tol == "adaptive")
-        kappa = min(kappa, accuracy) if inner_tol == "adaptive" and not sharpen else kappa
-        size, point, lam = _line_search(problem, point, lam, step, penalties, beta)
-        system.accepted(size)
-        residual = point.residual(lam)
-        entry = {"kkt": residual, "value": point.value, "violation": point.violation, "step_size": size,
-                 "inner": system.inner, "eta1": penalties[0], "eta2": penalties[1], "shift": system.shift}  # fmt: skip
-        trace.append(entry)
-        if residual < best[0]:
-            best = (residual, point, lam)
+        entry = loop.step()
         if callback is not None and callback(k, entry):
             status = "callback"
             break
-        if size == 0:
-            status = "line_search_failed"
-            break
-    residual, point, lam = best
-    status = "converged" if residual <= tol else status
-    return ConstrainedResult(
-        point.x.view(x0.shape), lam, point.value, residual, point.violation, len(trace), status, tuple(trace)
-    )
+    return loop.result(status)
+
+
+class AugmentedLagrangianSQP:
+    """The loop of `minimize_equality`, a step at a time; arguments are those.
+
+    Attributes:
+        status: "iterations" while it goes on, "converged", or "line_search_failed".
+        trace: one dict a step made.
+    """
+
+    def __init__(
+        self,
+        f: Callable[[Tensor], Tensor],
+        c: Callable[[Tensor], Tensor],
+        x0: Tensor,
+        *,
+        lam0: Tensor | Literal["least_squares"] | None = None,
+        solver: Literal["auto", "dense", "minres", "sketch", "kaczmarz"] = "auto",
+        block: int = 8,
+        inner_tol: float | Literal["adaptive"] = "adaptive",
+        sharpen: bool = False,
+        restore: bool = True,
+        eta1: float = 1.0,
+        eta2: float = 0.1,
+        beta: float = 0.1,
+        nu: float = 1.5,
+        xi_b: float = 0.1,
+        tol: float = 1e-6,
+        max_inner: int = 20_000,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        start = checked_point("x0", x0)
+        self.tol = checked_number("tol", tol, above=0)
+        x = start.flatten().to(torch.float64 if tol < 1e-4 else torch.promote_types(x0.dtype, torch.float32))
+        self.penalties = [checked_number("eta1", eta1, above=0), checked_number("eta2", eta2, above=0)]
+        self.nu, self.beta = checked_number("nu", nu, above=1), beta
+        if not 0 < checked_number("beta", beta) < 0.5:
+            raise ValueError(f"`beta` is {beta}; takes a number in (0, 1/2)")
+        self.adaptive, self.sharpen = inner_tol == "adaptive", sharpen
+        self.kappa = 0.1 if self.adaptive else checked_number("inner_tol", inner_tol, above=0)
+        checked_choice("solver", solver, ("auto", "dense", "minres", "sketch", "kaczmarz"))
+        self.shape = x0.shape
+        self.problem = EqualityProblem(f, c, tuple(start.shape))
+        self.point = Point.at(self.problem, x)
+        _check_start(self.point, x)
+        if restore:
+            self.point = _restored(self.problem, self.point)
+        self.lam = _multipliers(lam0, self.point)
+        self.system = KKTSystem(self.problem, solver, block, checked_number("xi_b", xi_b, above=0), max_inner,
+                                checked_generator(generator))  # fmt: skip
+        self.trace: list[dict[str, Any]] = []
+        self.best = (self.point.residual(self.lam), self.point, self.lam)
+        self.status = "converged" if self.best[0] <= self.tol else "iterations"
+
+    def step(self) -> dict[str, Any]:
+        """One step, and its entry of the trace."""
+        point, lam = self.point, self.lam
+        self.system.at(point, lam)
+        accuracy = min(self.kappa, point.residual(lam)) if self.sharpen else self.kappa
+        step, accuracy = self.system.direction(self.penalties, accuracy, self.nu, adaptive=self.adaptive)
+        self.kappa = min(self.kappa, accuracy) if self.adaptive and not self.sharpen else self.kappa
+        size, point, lam = _line_search(self.problem, point, lam, step, self.penalties, self.beta)
+        self.point, self.lam = point, lam
+        self.system.accepted(size)
+        residual = point.residual(lam)
+        entry = {"kkt": residual, "value": point.value, "violation": point.violation, "step_size": size,
+                 "inner": self.system.inner, "eta1": self.penalties[0], "eta2": self.penalties[1],
+                 "shift": self.system.shift}  # fmt: skip
+        self.trace.append(entry)
+        if residual < self.best[0]:
+            self.best = (residual, point, lam)
+        if self.best[0] <= self.tol:
+            self.status = "converged"
+        elif size == 0:
+            self.status = "line_search_failed"
+        return entry
+
+    def result(self, status: str = "iterations") -> ConstrainedResult:
+        """The best point so far; `status` is told where the loop itself has not ended."""
+        residual, point, lam = self.best
+        status = status if self.status == "iterations" else self.status
+        return ConstrainedResult(
+            point.x.view(self.shape), lam, point.value, residual, point.violation, len(self.trace), status,
+            tuple(self.trace),
+        )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a loop of the same problem goes on from, generator included: tensors, numbers and lists."""
+        return {
+            "x": self.point.x.clone(),
+            "lam": self.lam.clone(),
+            "best_x": self.best[1].x.clone(),
+            "best_lam": self.best[2].clone(),
+            "penalties": list(self.penalties),
+            "kappa": self.kappa,
+            "shift": self.system.shift,
+            "trace": [dict(entry) for entry in self.trace],
+            "status": self.status,
+            "generator": self.system.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state_dict`.
+
+        Raises:
+            ValueError: for something else, or the state of another problem's shapes.
+        """
+        names = set(self.state_dict())
+        if set(state) != names or state["x"].shape != self.point.x.shape or state["lam"].shape != self.lam.shape:
+            raise ValueError(f"`state` has {sorted(state)}; takes the state_dict of a loop of this problem")
+        self.point, self.lam = Point.at(self.problem, state["x"].to(self.point.x)), state["lam"].to(self.lam)
+        best_lam = state["best_lam"].to(self.lam)
+        best = Point.at(self.problem, state["best_x"].to(self.point.x))
+        self.best = (best.residual(best_lam), best, best_lam)
+        self.penalties, self.kappa, self.status = list(state["penalties"]), state["kappa"], state["status"]
+        self.trace = [dict(entry) for entry in state["trace"]]
+        self.system.shift = state["shift"]
+        self.system.generator.set_state(state["generator"])
 
 
 def _check_start(point: Point, x: Tensor) -> None:

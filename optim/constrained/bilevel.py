@@ -201,6 +201,7 @@ def lv_hba(
     *,
     steps: int = 2000,
     callback: Callable[[LVHBA], bool | None] | None = None,
+    state: dict[str, Any] | None = None,
     **options: Any,
 ) -> BilevelResult:
     """Solves a bilevel problem through its proximal Lagrangian value function.
@@ -223,6 +224,7 @@ def lv_hba(
         y0: lower variable at the start.
         steps: iterations, >= 1.
         callback: called with the loop after each; a true value ends it.
+        state: `state_dict` of a loop of the same problem, to go on from to `steps` in all.
         options: `alpha`, step of (x, y); `beta`, of z; `eta`, of theta and lam; `gamma1` and `gamma2`, proximal
             parameters of theta and lam; `c0` and `p` in (0, 1/2) of the penalty: a larger p is nearer to lower-level
             optimality and farther from stationarity; `r`, the bound of multipliers; `gauss_seidel`, False is the
@@ -241,7 +243,10 @@ def lv_hba(
         True
     """
     loop = LVHBA(problem, x0, y0, **options)
-    for _ in range(checked_count("steps", steps)):
+    checked_count("steps", steps)
+    if state is not None:
+        loop.load_state_dict(state)
+    while loop.k < steps:
         loop.step()
         if callback is not None and callback(loop):
             break

@@ -62,7 +62,8 @@ def tune_reward_weights(
         regularization: >= 0.
         weights0: (q,) on the simplex, None is equal ones.
         steps: iterations.
-        options: of `lv_hba`; by default alpha 0.05, beta and eta 0.1, both gammas 1, c0 0.1.
+        options: of `lv_hba`, `callback` and `state` among them; by default alpha 0.05, beta and eta 0.1, both gammas 1,
+            c0 0.1.
 
     Raises:
         ValueError: a number out of range, fewer than two rewards, or `weights0` that are not on the simplex.

@@ -10,7 +10,13 @@ from scipy.sparse.linalg import LinearOperator
 from scipy.sparse.linalg import minres as scipy_minres
 
 from tests.optim.constrained.hock_schittkowski import PROBLEMS
-from trimtab.optim.constrained import exact_augmented_lagrangian, minimize_equality, minres, sketch_project
+from trimtab.optim.constrained import (
+    AugmentedLagrangianSQP,
+    exact_augmented_lagrangian,
+    minimize_equality,
+    minres,
+    sketch_project,
+)
 
 
 def seeded(seed):
@@ -268,6 +274,22 @@ def test_the_same_generator_gives_the_same_run_and_a_callback_ends_it():
     assert torch.equal(first.x, again.x) and first.trace == again.trace
     ended = minimize_equality(f, c, x0, callback=lambda k, entry: k == 1)
     assert ended.status == "callback" and ended.iterations == 2
+
+
+@pytest.mark.parametrize("solver", ["dense", "sketch", "minres"])
+def test_a_run_goes_on_from_its_state(solver, tmp_path):
+    f, c, x0 = toy()
+    options = {"solver": solver, "tol": 1e-9}
+    whole = minimize_equality(f, c, x0, generator=seeded(4), **options)
+    loop = AugmentedLagrangianSQP(f, c, x0, generator=seeded(4), **options)
+    for _ in range(4):
+        loop.step()
+    torch.save(loop.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    on = minimize_equality(f, c, x0, generator=seeded(9), state=state, **options)
+    assert torch.equal(on.x, whole.x) and on.trace == whole.trace and on.status == whole.status == "converged"
+    with pytest.raises(ValueError, match="`state`"):
+        loop.load_state_dict({"x": x0})
 
 
 def test_bad_input_is_named():

@@ -153,6 +153,9 @@ def test_a_loop_goes_on_from_its_state_and_ends_when_told():
     with pytest.raises(ValueError, match="`state`"):
         second.load_state_dict({})
     with pytest.warns(UserWarning, match="theta lies"):
+        on = lv_hba(coupled(), *START, steps=40, state=first.state_dict(), **DAMPED)
+    assert torch.equal(on.x, whole.x) and on.steps == 40
+    with pytest.warns(UserWarning, match="theta lies"):
         found = lv_hba(coupled(), *START, steps=50, callback=lambda loop: loop.k == 3, **DAMPED)
     assert found.steps == 3
 
@@ -185,6 +188,16 @@ def test_weights_favour_what_the_judge_likes(seed):
     best, tuned, uniform = losses
     assert 20 * (tuned - best) < uniform - best
     assert found.y.norm() <= 3 + 1e-9
+
+
+@pytest.mark.filterwarnings("ignore:theta lies")
+def test_tuning_of_weights_goes_on_from_its_state():
+    rewards, states = conflicting(0), []
+    start = torch.zeros(8).double()
+    whole = tune_reward_weights(rewards, rewards[0], start, steps=30)
+    tune_reward_weights(rewards, rewards[0], start, steps=30, callback=lambda loop: states.append(loop.state_dict()))
+    on = tune_reward_weights(rewards, rewards[0], start, steps=30, state=states[11])
+    assert torch.equal(on.weights, whole.weights) and torch.equal(on.y, whole.y)
 
 
 def test_weights_between_two_rewards_are_found():

@@ -267,6 +267,16 @@ def test_only_optimistic_players_converge_in_their_last_points():
     assert gaps[0] < 0.1 and gaps[1] > 0.5
 
 
+def test_a_game_ends_when_told():
+    A = torch.eye(2).double()
+    played = []
+    found = solve_saddle(
+        lambda x, y: A @ y, lambda x, y: A.T @ x, Simplex(2), Simplex(2), steps=50,
+        callback=lambda step, x, y: played.append(x) or step == 6,
+    )  # fmt: skip
+    assert found.rounds == len(played) == len(found.gap_history) == 7 and torch.equal(found.x_last, played[-1])
+
+
 def test_a_player_goes_on_from_its_state():
     noisy, _ = moving_target(40, 1.0, 1.0)
     makers = [
