@@ -1,6 +1,7 @@
 """Solvers and optimizers on tensors and callables; nothing here knows of diffusion pipelines."""
 
-from . import constrained, policy, search, solvers, training
+from . import analysis, constrained, policy, search, solvers, training
+from .analysis import *  # noqa: F403
 from .constrained import *  # noqa: F403
 from .policy import *  # noqa: F403
 from .search import *  # noqa: F403
@@ -9,6 +10,7 @@ from .training import *  # noqa: F403
 
 __all__ = sorted(
     [
+        *analysis.__all__,
         *constrained.__all__,
         *policy.__all__,
         *search.__all__,
