@@ -48,6 +48,10 @@ _LAZY = {
     "EditPipeline": "editing",
     "FlowOptPipeline": "flowopt",
     "NoiseOptimizationPipeline": "noise_optimization",
+    "PatternedSensor": "sensors",
+    "RestorationPipeline": "restoration",
+    "Sensor": "sensors",
+    "ShiftedSensor": "sensors",
 }
 
 __all__ = ["FAMILIES", "Family", "GenerationMap", "family_of", *_LAZY]
