@@ -29,8 +29,8 @@ def _dct_rows(indices: Tensor, n: int, dtype: torch.dtype) -> Tensor:
     """Rows `indices` of the matrix, made without it: (r, n)."""
     rows = indices.long()[:, None]
     angles = rows * (2 * torch.arange(n, device=indices.device) + 1) % (4 * n)
-    scale = torch.where(rows == 0, 0.5**0.5, 1.0).to(dtype)
-    return _cosines(n, dtype, indices.device)[angles] * scale
+    values = _cosines(n, dtype, indices.device)[angles]
+    return torch.where(rows == 0, values * 0.5**0.5, values)
 
 
 @lru_cache(maxsize=32)

@@ -49,6 +49,8 @@ def dual_norm(G: Tensor, kind: str) -> Tensor:
 
 def dual_norms(gradients: Sequence[Tensor], kind: str) -> list[Tensor]:
     """`dual_norm` of several; matrices of one shape together."""
+    if not gradients:
+        return []
     gradients = [gradient.float() for gradient in gradients]
     if kind == "sign":
         return list(torch._foreach_norm(gradients, 1))
