@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -61,3 +62,23 @@ def test_points(open_page):
     page = open_page()
     run(page, "Points", "points")
     shoot(page, "app-points")
+
+
+def test_taste(open_page):
+    """Of a person who likes warm colours."""
+    page = open_page()
+    page.get_by_role("tab", name="Taste", exact=True).click()
+    page.locator("#taste-run").click()
+    page.locator("#taste-left-picture img").wait_for()
+    for number in range(20):
+        warmth = {}
+        for side in ("left", "right"):
+            source = page.locator(f"#taste-{side}-picture img").get_attribute("src")
+            pixels = np.asarray(Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB"))
+            warmth[side] = pixels[..., 0].mean() - pixels[..., 2].mean()
+        page.locator(f"#taste-{max(warmth, key=warmth.get)}").click()
+        page.locator("#taste-facts").get_by_text(f"{number + 1} choice").wait_for()
+        if number >= 3:
+            page.locator("#taste-learnt").get_by_text(f"Fitted to {number + 1} choices").wait_for()
+    page.locator("#taste-status").get_by_text(DONE).wait_for(timeout=300_000)
+    shoot(page, "app-taste")

@@ -1,7 +1,7 @@
 """Hostile inputs at every endpoint: each is served or refused in words, and no file is written but temporary ones.
 
-What an endpoint takes is read from the app itself, so one that is added is tried too. Runs that are served are of two
-steps at most.
+What an endpoint takes is read from the app itself, so one that is added is tried too. Runs that are served are of one
+step.
 """
 
 import math
@@ -27,9 +27,9 @@ ENDPOINTS = (
     "/create", "/create_grid", "/improve", "/edit", "/reconstruct_points", "/interpolate_points", "/sample_points",
     "/make_pairs", "/choose_picture", "/fit_taste",
 )  # fmt: skip
-QUICK = {"steps": 2, "iterations": 1, "count": 2}
+QUICK = {"steps": 1, "iterations": 1, "count": 2, "few_steps": False}
 """What a run that is served is given, unless the value is the hostile one."""
-FEWEST = {("/make_pairs", "count"): 4, ("/create_grid", "steps"): 1, ("/create_grid", "guidance"): "cfg++"}
+FEWEST = {("/make_pairs", "count"): 4, ("/edit", "iterations"): 0, ("/create_grid", "guidance"): "cfg++"}
 """The same of one endpoint."""
 
 OWN = re.compile(r"/(__pycache__|\.hypothesis|matplotlib)(/|$)")

@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from gradio_client import Client, handle_file
@@ -204,8 +205,11 @@ def test_choices_become_a_file_and_a_ranking(chosen, tmp_path):
     assert [re.search(r"(\d) choice", facts)[1] for *_, facts in given] == ["1", "2", "3", "4"]
     assert all(left != right for left, right, _ in given[:-1])
     assert "Fitted to 4 choices" in took and "fit_personal_reward" in code
-    shown = [float(entry["caption"]) for entry in ranking]
-    assert len(shown) == 4 and shown == sorted(shown, reverse=True)
+    assert [entry["caption"] for entry in ranking] == ["1", "2", "3", "4"]
+    reward, pictures = load_reward(file_of(download)), [Image.open(entry["image"]) for entry in ranking]
+    pixels = torch.stack([torch.from_numpy(np.array(picture)).movedim(-1, 0) / 255 for picture in pictures])
+    scores = reward(pixels, "").tolist()
+    assert scores == sorted(scores, reverse=True)
     assert Path(file_of(download)).name == "taste.safetensors" and load_reward(file_of(download))
 
 

@@ -255,8 +255,9 @@ def _offered(path: str) -> tuple[Any, ...]:
 
 
 def _ranked(scores: list[float], stock: Stock) -> list[tuple[Any, str]]:
+    """The pictures by their scores, the best first, with their places."""
     order = sorted(range(len(scores)), key=lambda number: -scores[number])
-    return [(stock.pictures[number], f"{scores[number]:+.1f}") for number in order]
+    return [(stock.pictures[number], f"{place}") for place, number in enumerate(order, 1)]
 
 
 def _as_text(path: str) -> str:
