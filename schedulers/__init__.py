@@ -3,6 +3,7 @@
 from .euler_inverse import FlowMatchEulerInverseScheduler
 from .fire_flow import FlowMatchFireFlowInverseScheduler, FlowMatchFireFlowScheduler
 from .midpoint import FlowMatchMidpointInverseScheduler, FlowMatchMidpointScheduler
+from .stochastic_flow import FlowMatchStochasticScheduler, FlowTransition, flow_transition
 from .tail import start_at
 from .uni_inv import FlowMatchUniInvScheduler
 
@@ -12,6 +13,9 @@ __all__ = [
     "FlowMatchFireFlowScheduler",
     "FlowMatchMidpointInverseScheduler",
     "FlowMatchMidpointScheduler",
+    "FlowMatchStochasticScheduler",
     "FlowMatchUniInvScheduler",
+    "FlowTransition",
+    "flow_transition",
     "start_at",
 ]

@@ -113,6 +113,7 @@ def test_cartpole():
     assert sum(totals[:2]) / 2 < 40 and max(totals[-5:]) > 110, totals
 
 
+@pytest.mark.slow
 def test_pendulum():
     """Continuous actions: a pendulum with a weak gravity, held up by a linear Gaussian policy."""
     env = gymnasium.make_vec("Pendulum-v1", num_envs=8, vectorization_mode="sync", g=2.0, max_episode_steps=80)
