@@ -7,6 +7,7 @@ import cvxpy as cp
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 from torch import nn
 
 from trimtab.optim.solvers import (
@@ -176,6 +177,26 @@ def test_convergence_is_linear(scattered):
     assert first > 20 and result.num_iterations < 2.6 * first
 
 
+@pytest.mark.slow
+def test_all_patterns_against_many_networks():
+    """Objective within 1e-3 of the best of four wide networks and below every narrow one."""
+    X, y = sine()
+    result = convex_relu(X, y, enumerate_patterns(X), beta=0.01, tolerance=1e-8)
+    wide = [relu_objective(trained(X, y, 50, 0.01, 4000, seed), X, y, beta=0.01) for seed in range(4)]
+    narrow = [relu_objective(trained(X, y, 4, 0.01, 4000, seed), X, y, beta=0.01) for seed in range(8)]
+    assert result.objective == pytest.approx(min(wide), abs=1e-3)
+    assert result.objective <= min(narrow) + 1e-6 and result.duality_gap < 1e-5
+    assert result.objective == pytest.approx(0.1676, abs=1e-3)  # of an independent prototype
+
+
+@pytest.mark.slow
+def test_block_coordinate_descent_reaches_the_optimum(scattered):
+    X, y, _, patterns = scattered
+    options = {"beta": 0.1, "rho": 0.05, "max_iterations": 1600, "tolerance": 1e-6}
+    result = convex_relu(X, y, patterns, inner="rbcd", **options)
+    assert result.objective == pytest.approx(optimum(X, y, patterns, 0.1, "squared"), abs=1e-4)
+
+
 def test_polish_is_never_worse():
     X = torch.randn(40, 4, generator=generator(), dtype=torch.float64)
     y = torch.sin(2 * X[:, 0]) + X[:, 1] * X[:, 2]
@@ -277,6 +298,35 @@ def test_bound_on_one_more_pattern_holds():
     assert bound == pytest.approx(min(1.0, 4 / (0.2 * 21), 2 * (4 - math.log(0.2)) / 20)) and helped / runs <= bound
     many = ActivationPatterns(few.active, few.normals, draws=10_000)
     assert improvement_bound(many, 3, confidence=0.8) == pytest.approx(2 * (4 - math.log(0.2)) / 10_000)
+
+
+@pytest.mark.parametrize(("rows", "draws", "confidence"), [(3, 20, 0.8), (10, 200, 0.95), (40, 5000, 0.99)])
+def test_bound_is_one_of_the_scenario_approach(rows, draws, confidence):
+    """Campi and Garatti's tail of n + 1 variables: P(violation > psi) <= sum_{i <= n} C(N, i) psi^i (1-psi)^(N-i).
+
+    The bound of the paper is looser by a constant, so its tail is below the confidence's complement, and not by far.
+    """
+    drawn = ActivationPatterns(torch.ones(1, rows, dtype=torch.bool), torch.ones(1, 2, dtype=torch.float64), draws)
+    psi = improvement_bound(drawn, rows, confidence=confidence)
+    assert 0 < psi < 1
+    assert binom.cdf(rows, draws, psi) <= 1 - confidence < binom.cdf(rows, draws, psi / 4)
+
+
+@pytest.mark.parametrize("kind", ["column twice", "column of zeros", "fewer rows than columns"])
+@pytest.mark.parametrize("inner", ["cholesky", "cg"])
+def test_singular_systems(kind, inner):
+    """F^T F and X^T X are singular; ADMM's own identity keeps its system solvable."""
+    X = torch.randn(8, 2, generator=generator(), dtype=torch.float64)
+    y = X[:, 0].abs()
+    X = {
+        "column twice": torch.cat([X, X[:, :1]], 1),
+        "column of zeros": torch.cat([X, 0 * X[:, :1]], 1),
+        "fewer rows than columns": torch.cat([X, torch.randn(8, 10, generator=generator(1), dtype=torch.float64)], 1),
+    }[kind]
+    patterns = sample_patterns(X, 4)
+    again = torch.cat([patterns.active, patterns.active[:2]]), torch.cat([patterns.normals, patterns.normals[:2]])
+    result = convex_relu(X, y, ActivationPatterns(*again), beta=0.1, inner=inner, max_iterations=600)
+    assert result.objective == pytest.approx(optimum(X, y, patterns, 0.1, "squared"), abs=1e-4)
 
 
 def test_inner_solvers_agree_where_the_factor_is_over_neurons():
