@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,12 +13,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from diffusers.training_utils import EMAModel
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from trimtab.optim import AdaptiveBatchSize
+
+from .checkpoints import Progress, load_checkpoint, save_checkpoint, trained_parameters, weights_of
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,6 @@ class TrainingSettings:
         warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
         done = (step / self.num_steps - self.decay_start) / (1.0 - self.decay_start)
         return self.learning_rate * warm * 0.5 * (1.0 + math.cos(math.pi * min(1.0, max(0.0, done))))
-
-
-@dataclass
-class _Progress:
-    """Where a run stands: optimizer steps, micro-batches drawn, and the batch size's controller where it has one."""
-
-    step: int = 0
-    drawn: int = 0
-    batch: AdaptiveBatchSize | None = None
 
 
 def train(
@@ -117,15 +108,15 @@ def train(
         folder.name, {name: value for name, value in asdict(settings).items() if value is not None}
     )
     optimizers = list(optimizers or [adamw(module.named_parameters(), settings)])
-    ema = EMAModel(_trained(module).values(), decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
+    ema = EMAModel(trained_parameters(module).values(), decay=settings.ema_decay, use_ema_warmup=True, power=0.75)
     ema.to(accelerator.device)
-    at = _Progress(batch=batch)
-    _load(folder, module.to(accelerator.device), optimizers, ema, at)
+    at = Progress(batch=batch)
+    load_checkpoint(folder, module.to(accelerator.device), optimizers, ema, at)
     prepared, *optimizers = accelerator.prepare(module, *optimizers)
     if settings.compile:
         prepared.compile(dynamic=False)
     if batch is not None:
-        batch.watch(_trained(module).values())
+        batch.watch(trained_parameters(module).values())
     accelerator.gradient_accumulation_steps = batch.accumulation_steps if batch else settings.accumulation
     started = saved = time.monotonic()
     total = settings.num_steps * settings.accumulation
@@ -140,7 +131,7 @@ def train(
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        ema.step(_trained(module).values())
+        ema.step(trained_parameters(module).values())
         progress.update(at.drawn - drawn)
         if at.step % settings.log_every == 0 or at.drawn >= total:
             rate = settings.rate(drawn / settings.accumulation)
@@ -158,7 +149,7 @@ def train(
         out_of_time = _any(accelerator, max_seconds is not None and now - started > max_seconds)
         if out_of_time or at.drawn >= total or now - saved > settings.checkpoint_seconds:
             if accelerator.is_main_process:
-                _save(folder, module, optimizers, ema, at, settings)
+                save_checkpoint(folder, module, optimizers, ema, at, settings)
             saved = now
         due = validate_every and at.step % validate_every == 0 and at.drawn < total
         if validate and due and accelerator.is_main_process:
@@ -166,7 +157,7 @@ def train(
         if out_of_time:
             break
     progress.close()
-    ema.copy_to(_trained(module).values())
+    ema.copy_to(trained_parameters(module).values())
     module.eval()
     if validate and accelerator.is_main_process and at.drawn >= total:
         validate(at.step)
@@ -175,7 +166,7 @@ def train(
 
 
 def _gradients(
-    accelerator: Accelerator, prepared: nn.Module, loss_of_step: Callable, at: _Progress
+    accelerator: Accelerator, prepared: nn.Module, loss_of_step: Callable, at: Progress
 ) -> tuple[float, dict[str, float]]:
     """Gradients of a step's micro-batches; gives the means of their losses and figures."""
     losses, figures, synchronized = [], [], False
@@ -203,7 +194,7 @@ def _any(accelerator: Accelerator, flag: bool) -> bool:
 
 
 def _validate(module: nn.Module, ema: EMAModel, validate: Callable[[int], None], step: int) -> None:
-    parameters = list(_trained(module).values())
+    parameters = list(trained_parameters(module).values())
     ema.store(parameters)
     ema.copy_to(parameters)
     module.eval()
@@ -219,8 +210,8 @@ def averaged_weights(module: nn.Module, folder: Path) -> int:
         FileNotFoundError: there is no checkpoint.
     """
     tensors = load_file(folder / "checkpoint.safetensors")
-    module.load_state_dict(_weights(tensors))
-    for name, parameter in _trained(module).items():
+    module.load_state_dict(weights_of(tensors))
+    for name, parameter in trained_parameters(module).items():
         parameter.data.copy_(tensors[f"ema.{name}"])
     return int(json.loads((folder / "checkpoint.json").read_text())["step"])
 
@@ -228,16 +219,8 @@ def averaged_weights(module: nn.Module, folder: Path) -> int:
 def write_finished(module: nn.Module, settings: TrainingSettings, folder: Path) -> None:
     """Writes ``module`` to ``folder`` as the checkpoint of a run that is done, its weights as the averaged ones."""
     folder.mkdir(parents=True, exist_ok=True)
-    at = _Progress(settings.num_steps, settings.num_steps * settings.accumulation)
-    _save(folder, module, (), EMAModel(_trained(module).values()), at, settings)
-
-
-def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-
-
-def _weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    at = Progress(settings.num_steps, settings.num_steps * settings.accumulation)
+    save_checkpoint(folder, module, (), EMAModel(trained_parameters(module).values()), at, settings)
 
 
 def has_bf16() -> bool:
@@ -263,84 +246,3 @@ def _log(folder: Path, row: dict[str, float], progress: tqdm, accelerator: Accel
     if accelerator.is_main_process:
         with (folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-
-
-def _save(
-    folder: Path,
-    module: nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    ema: EMAModel,
-    at: _Progress,
-    settings: TrainingSettings,
-) -> None:
-    tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
-    tensors |= {f"ema.{name}": value for name, value in zip(_trained(module), ema.shadow_params, strict=True)}
-    groups, plain = [], {}
-    for number, optimizer in enumerate(optimizers):
-        saved = optimizer.state_dict()
-        for index, state in saved["state"].items():
-            prefix = f"optimizer.{number}.{index}"
-            tensors |= {f"{prefix}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
-            others = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
-            plain |= {f"{prefix}.{key}": _packed(value, f"{prefix}.{key}", tensors) for key, value in others.items()}
-        # what an optimizer counts in its groups
-        groups.append([{k: v for k, v in group.items() if type(v) is int} for group in saved["param_groups"]])
-    tensors = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
-    rest = {"drawn": at.drawn, "groups": groups, "states": plain, "batch": at.batch.state_dict() if at.batch else None}
-    metadata = {"step": str(at.step), "progress": json.dumps(rest)}
-    _replace(folder / "checkpoint.safetensors", lambda path: save_file(tensors, path, metadata))
-    text = json.dumps({"step": at.step, "settings": asdict(settings)}, indent=2)
-    _replace(folder / "checkpoint.json", lambda path: path.write_text(text))
-
-
-def _load(
-    folder: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], ema: EMAModel, at: _Progress
-) -> None:
-    path = folder / "checkpoint.safetensors"
-    if not path.exists():
-        return
-    tensors = load_file(path)
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    at.step = int(metadata["step"])
-    rest = json.loads(metadata.get("progress", "{}"))
-    at.drawn = rest.get("drawn", at.step)
-    if at.batch is not None and rest.get("batch"):
-        at.batch.load_state_dict(rest["batch"])
-    module.load_state_dict(_weights(tensors))
-    ema.shadow_params = [
-        tensors[f"ema.{name}"].to(p.device) for name, p in zip(_trained(module), ema.shadow_params, strict=True)
-    ]
-    ema.optimization_step = at.step
-    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
-    plain = {name: _unpacked(value, tensors) for name, value in rest.get("states", {}).items()}
-    for name, value in (tensors | plain).items():
-        if name.startswith("optimizer.") and name.count(".") == 3:
-            _, number, index, key = name.split(".")
-            states[int(number)].setdefault(int(index), {})[key] = value
-    counts = rest.get("groups") or [[{} for _ in optimizer.param_groups] for optimizer in optimizers]
-    for optimizer, state, counted in zip(optimizers, states, counts, strict=True):
-        groups = [group | own for group, own in zip(optimizer.state_dict()["param_groups"], counted, strict=True)]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _packed(value: object, name: str, tensors: dict[str, Tensor]) -> object:
-    """What JSON can hold of a state: its tensors go to ``tensors``, and their names stand in their places."""
-    if isinstance(value, Tensor):
-        tensors[name] = value
-        return {"tensor": name}
-    if isinstance(value, list | tuple):
-        return [_packed(item, f"{name}.{number}", tensors) for number, item in enumerate(value)]
-    return value
-
-
-def _unpacked(value: object, tensors: dict[str, Tensor]) -> object:
-    if isinstance(value, dict):
-        return tensors[value["tensor"]]
-    return [_unpacked(item, tensors) for item in value] if isinstance(value, list) else value
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
