@@ -21,6 +21,10 @@ BENCHMARKS = (
     "bilevel",
     "noise_constraints",
     "search_pipeline",
+    "adaptive_batch",
+    "target_surrogate",
+    "optimizer_biases",
+    "finetune",
 )
 
 
