@@ -1,8 +1,9 @@
 """Solvers and optimizers on tensors and callables; nothing here knows of diffusion pipelines."""
 
-from . import analysis, constrained, policy, protect, search, solvers, training
+from . import analysis, constrained, inference, policy, protect, search, solvers, training
 from .analysis import *  # noqa: F403
 from .constrained import *  # noqa: F403
+from .inference import *  # noqa: F403
 from .policy import *  # noqa: F403
 from .protect import *  # noqa: F403
 from .search import *  # noqa: F403
@@ -13,6 +14,7 @@ __all__ = sorted(
     [
         *analysis.__all__,
         *constrained.__all__,
+        *inference.__all__,
         *policy.__all__,
         *protect.__all__,
         *search.__all__,

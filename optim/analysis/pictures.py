@@ -1,16 +1,18 @@
-"""Drawings of spectra."""
+"""Drawings of spectra and of what attention selects."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from .attention_margin import HeadMargin
     from .hessian import SpectrumResult
 
-__all__ = ["spectrum_picture"]
+__all__ = ["margin_picture", "spectrum_picture"]
 
 DECADES = 7
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 320, 64, 20, 34, 44
@@ -57,4 +59,59 @@ def spectrum_picture(spectrum: SpectrumResult, title: str = "Hessian's eigenvalu
     for value in spectrum.top[:outliers].tolist():
         place = x(value)
         draw.polygon([(place, y(floor) + 2), (place - 5, y(floor) + 11), (place + 5, y(floor) + 11)], fill="#c0392b")
+    return image
+
+
+def margin_picture(heads: Sequence[HeadMargin], words: Sequence[str], *, most: int = 40) -> Image:
+    """A row for each head, a column for each token: the darker, the more of the head's queries select it.
+
+    Beside each row the median margin in nats and, where it is known, the part of the best margin that is reached; heads
+    whose attention is no selection are grey.
+
+    Args:
+        heads: of `attention_margin`, all of one row of the batch and of the same tokens.
+        words: one for each token, or for every column of the keys.
+        most: rows that are drawn: those with the largest margins, in their order.
+
+    Returns:
+        An RGB picture.
+
+    Raises:
+        ValueError: no heads, heads of several token sets, or fewer words than tokens.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    if not heads or any(head.tokens.tolist() != heads[0].tokens.tolist() for head in heads):
+        raise ValueError("`heads` is empty or of several sets of tokens; takes some of one set")
+    columns = heads[0].tokens.tolist()
+    if len(words) == len(columns):
+        shown = list(words)
+    elif len(words) > max(columns):
+        shown = [words[column] for column in columns]
+    else:
+        raise ValueError(f"`words` has {len(words)}; takes {len(columns)}, one a token")
+    medians = [float(head.report.logit_margin.median()) for head in heads]
+    kept = sorted(sorted(range(len(heads)), key=lambda i: -medians[i])[:most])
+    names = [f"{heads[i].layer.removesuffix('.self_attn')[-30:]} {heads[i].head}" for i in kept]
+    font = ImageFont.load_default(size=12)
+    left = 16 + int(max(font.getlength(name) for name in names))
+    cell, row_height, top = 14 + int(max(font.getlength(word) for word in shown)), 18, 30
+    image = Image.new("RGB", (left + cell * len(shown) + 150, top + row_height * len(kept) + 10), "white")
+    draw = ImageDraw.Draw(image)
+    for column, word in enumerate(shown):
+        middle = left + cell * (column + 0.5) - font.getlength(word) / 2
+        draw.text((middle, 8), word, fill="black", font=font)
+    draw.text((left + cell * len(shown) + 10, 8), "margin, of best", fill="black", font=font)
+    for line, i in enumerate(kept):
+        report, y = heads[i].report, top + row_height * line
+        draw.text((8, y + 2), names[line], fill="black" if report.is_selection else "#9aa5b1", font=font)
+        for column, share in enumerate(report.shares(len(shown)).tolist()):
+            full = (47, 111, 171) if report.is_selection else (154, 165, 177)
+            colour = tuple(round(255 - share * (255 - part)) for part in full)
+            x = left + cell * column
+            draw.rectangle((x, y, x + cell - 2, y + row_height - 2), fill=colour, outline="#e4e7eb")
+        text = f"{medians[i]:.2f}"
+        if report.efficiency is not None:
+            text += f", {100 * report.efficiency:.0f} %"
+        draw.text((left + cell * len(shown) + 10, y + 2), text, fill="black", font=font)
     return image
