@@ -19,6 +19,7 @@ BENCHMARKS = (
     "mirror_descent",
     "augmented_lagrangian",
     "bilevel",
+    "training_optimizers",
     "noise_constraints",
     "search_pipeline",
     "adaptive_batch",

@@ -193,9 +193,11 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
+    settings = {"steps": options.steps, "rates": RATES, "seeds": SEEDS}
+    rows = memory_rows() + time_rows()
+    write_report("training_optimizers", rows, settings)  # what the long part below does not change
     lines = table(Runs(options.folder), options.steps)
-    rows = loss_rows(lines) + memory_rows() + time_rows()
-    write_report("training_optimizers", rows, {"steps": options.steps, "rates": RATES, "seeds": SEEDS, "table": lines})
+    write_report("training_optimizers", loss_rows(lines) + rows, {**settings, "table": lines})
 
 
 if __name__ == "__main__":
