@@ -218,7 +218,7 @@ def test_improve_climbs_the_taste_of_whom_it_is(chosen, app_url):
     file = handle_file(file_of(download))
     arguments = {"prompt": "a cat on a sky background", "reward": "taste", "iterations": 2, "model": "bundled"}
     *_, figures, code, status = client.predict(**arguments, taste=file, api_name="/improve")
-    assert "Done" in status and 'load_reward("taste.safetensors")' in code
+    assert "Done" in status and 'load_reward("taste.safetensors"), 20.0' in code
     assert list(json.loads(Path(file_of(figures)).read_text())["terms"]) == ["my taste"]
     other = Client(app_url, verbose=False)
     with pytest.raises(AppError, match="no taste yet"):

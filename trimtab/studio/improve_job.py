@@ -22,6 +22,9 @@ __all__ = ["Improved", "ImproveJob", "colours_of", "python_code"]
 _MOST_ITERATIONS = 200
 _MOST_STEPS = 50
 _MOST_COLOURS = 8
+_TASTE_WEIGHT = 20.0
+"""Of a taste, beside the weight that is set: its values are log odds, so flat in the noise that the gradient would stay
+far below the length to which it is cut, and the picture as it is. Above that length a larger weight changes little."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +172,10 @@ class ImproveJob:
     def _distilled(self) -> bool:
         return self.few_steps and self.model == BUNDLED
 
+    @property
+    def _weight(self) -> float:
+        return self.reward_weight * (_TASTE_WEIGHT if self.reward == TASTE else 1.0)
+
     def _call(self) -> dict[str, Any]:
         """Arguments of the pipeline's call that a job sets."""
         from trimtab.commands.few_steps import FEW_STEPS_CALL
@@ -192,7 +199,7 @@ class ImproveJob:
         if self.reward_weight:
             own = self.reward == TASTE
             reward = self.taste.load(device) if own else loaded_reward(self.reward, device)
-            pairs.append((reward, self.reward_weight))
+            pairs.append((reward, self._weight))
         if self.palette_weight:
             pairs.append((PaletteReward(colours_of(self.palette)).to(device), self.palette_weight))
         return WeightedReward(pairs)
@@ -209,7 +216,7 @@ def python_code(job: ImproveJob, size: tuple[int, int] | None = None) -> str:
     where = {} if device == "cpu" else {"device": device}
     source = "taste.safetensors" if job.reward == TASTE else job.reward
     on_device = "" if device == "cpu" else f'.to("{device}")'
-    rewards = [f"({call('load_reward', source, **where)}, {job.reward_weight!r})"] if job.reward_weight else []
+    rewards = [f"({call('load_reward', source, **where)}, {job._weight!r})"] if job.reward_weight else []
     if job.palette_weight:
         rewards.append(f"({call('PaletteReward', colours_of(job.palette))}{on_device}, {job.palette_weight!r})")
     names = ["WeightedReward", *(["load_reward"] if job.reward_weight else [])]

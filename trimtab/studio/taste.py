@@ -228,7 +228,7 @@ def _build_pair() -> tuple[list[Any], dict[str, Any], Any]:
             with gr.Column(min_width=120):
                 shown.append(
                     gr.Image(
-                        label=f"The {name} one",
+                        label=name.capitalize(),
                         type="pil",
                         format="png",
                         interactive=False,
