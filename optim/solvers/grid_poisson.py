@@ -80,11 +80,18 @@ class GridPoisson:
 
     def __call__(self, x: Tensor) -> Tensor:
         """A x of (..., H, W); pixels outside the mask neither count nor get a value."""
-        y = self.diagonal * x
-        y[..., 1:] -= self.right * x[..., :-1]
-        y[..., :-1] -= self.right * x[..., 1:]
-        y[..., 1:, :] -= self.down * x[..., :-1, :]
-        y[..., :-1, :] -= self.down * x[..., 1:, :]
+        return self._with_neighbours(self.diagonal * x, x, -1)
+
+    def residual(self, r: Tensor, x: Tensor) -> Tensor:
+        """r - A x, of (..., H, W)."""
+        return self._with_neighbours(torch.addcmul(r, self.diagonal, x, value=-1), x, 1)
+
+    def _with_neighbours(self, y: Tensor, x: Tensor, sign: int) -> Tensor:
+        """y plus or minus, in place, what A's entries off the diagonal (their absolute values) make of x."""
+        y[..., 1:].addcmul_(self.right, x[..., :-1], value=sign)
+        y[..., :-1].addcmul_(self.right, x[..., 1:], value=sign)
+        y[..., 1:, :].addcmul_(self.down, x[..., :-1, :], value=sign)
+        y[..., :-1, :].addcmul_(self.down, x[..., 1:, :], value=sign)
         return y
 
     def sparse(self) -> Any:
@@ -186,17 +193,17 @@ class Multigrid:
         A, weight = self._levels[level], self._inverse_diagonals[level]
         if level == len(self._levels) - 1:
             return (r.flatten(-2) @ self._bottom).reshape(r.shape)
-        x = weight * r if x is None else x + weight * (r - A(x))
+        x = weight * r if x is None else torch.addcmul(x, weight, A.residual(r, x))
         for _ in range(self._smoothing - 1):
-            x = x + weight * (r - A(x))
-        coarse = _restricted(r - A(x))
+            x = torch.addcmul(x, weight, A.residual(r, x))
+        coarse = _restricted(A.residual(r, x))
         e = self._cycle(level + 1, coarse, None)
         if max(self._levels[level + 1].mask.shape) < self._twice_below and level + 1 < len(self._levels) - 1:
             e = self._cycle(level + 1, coarse, e)
         fine = e.repeat_interleave(2, -1).repeat_interleave(2, -2)[..., : r.shape[-2], : r.shape[-1]]
-        x = x + fine * A.mask
+        x = torch.addcmul(x, fine, A.mask)
         for _ in range(self._smoothing):
-            x = x + weight * (r - A(x))
+            x = torch.addcmul(x, weight, A.residual(r, x))
         return x
 
 
