@@ -7,7 +7,19 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from trimtab import __version__
-from trimtab.commands import app, bench, demo, edit, export_pipeline, generate, info, optimize, reconstruct, tune
+from trimtab.commands import (
+    app,
+    bench,
+    demo,
+    edit,
+    export_pipeline,
+    generate,
+    info,
+    optimize,
+    protect,
+    reconstruct,
+    tune,
+)
 from trimtab.commands.errors import UsageError, first_line
 
 __all__ = ["main"]
@@ -55,6 +67,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"trimtab {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (generate, edit, optimize, reconstruct, tune, demo, info, bench, export_pipeline, app):
+    for command in (generate, edit, optimize, reconstruct, tune, protect, demo, info, bench, export_pipeline, app):
         command.add_parser(subparsers)
     return parser

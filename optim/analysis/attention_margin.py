@@ -104,7 +104,7 @@ def selection_margin(
     Example:
         >>> report = selection_margin(torch.eye(2), torch.tensor([[3.0, 0.0]]), weight=torch.eye(2))
         >>> report.selected.tolist(), report.logit_margin.tolist(), round(report.efficiency, 4)
-        ([0], [3.0], 0.7071)
+        ([0], [3.0], 0.5)
     """
     x = (tokens if tokens.ndim == 3 else tokens.expand(len(queries), *tokens.shape)).detach().cpu().double()
     z, d = queries.detach().cpu().double(), queries.shape[-1]
@@ -155,7 +155,8 @@ def attention_margin(
     Args:
         model: called with the inputs; a module, or a function that runs one, such as a pipeline's sampler.
         inputs: a tuple, a mapping of keyword arguments, or one argument.
-        modules: whose layers are named; None is the model, if it is a module.
+        modules: whose attention layers are looked at alone, such as a pipeline's transformer; None is all that runs,
+            named if the model is a module.
         layers: parts of layers' names, of which one must occur; None is all.
         queries: which rows of attention are looked at; a DiT with joint attention has its image tokens first.
         tokens: which columns compete; of a DiT the text's, say.
@@ -184,7 +185,7 @@ def attention_margin(
     def take(layer: str, q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> None:
         nonlocal seen
         seen += 1
-        if layers is not None and not any(part in layer for part in layers):
+        if (modules is not None and not layer) or (layers is not None and not any(part in layer for part in layers)):
             return
         call = calls[layer] = calls.get(layer, -1) + 1
         rows, columns = _places(queries, q.shape[-2]), _places(tokens, k.shape[-2])
