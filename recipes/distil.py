@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from trimtab.assets import FEW_STEPS, asset_path
 
 from .assemble import save_part
 from .emoji_scenes import CATEGORIES, sample_facts, write_caption
+from .optimizers import OPTIMIZERS, build_optimizers
 from .text import MAX_LENGTH, build_tokenizer
 from .train_transformer import FlowMatchingLoss, muon_and_adamw, t5_ids_of
 from .training_loop import TrainingSettings, averaged_weights, train
@@ -127,7 +128,12 @@ def teacher_end(
 
 
 def distil(
-    module: FlowMatchingLoss, settings: Distillation, folder: Path, *, max_seconds: float | None = None
+    module: FlowMatchingLoss,
+    settings: Distillation,
+    folder: Path,
+    *,
+    max_seconds: float | None = None,
+    optimizer: str | None = None,
 ) -> tuple[bool, SD3Transformer2DModel]:
     """Trains a copy of a model's transformer.
 
@@ -136,6 +142,7 @@ def distil(
         settings: see :class:`Distillation`.
         folder: of the checkpoint.
         max_seconds: stop after this time with a checkpoint; None runs to the end.
+        optimizer: a name that :func:`build_optimizers` takes; None is :func:`muon_and_adamw`.
 
     Returns:
         Whether all steps are done, and the student with its averaged weights.
@@ -183,7 +190,7 @@ def distil(
             losses = prepared(states, sigmas, *own, steps * (states - end))
         return losses.mean(), {f"loss_{i}": part.detach().mean() for i, part in enumerate(losses.chunk(steps))}
 
-    optimizers = muon_and_adamw(straight, training)
+    optimizers = build_optimizers(optimizer, straight, training) if optimizer else muon_and_adamw(straight, training)
     done = train(straight, loss_of_step, training, folder, max_seconds=max_seconds, optimizers=optimizers)
     return done, student
 
@@ -229,6 +236,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, default=asset_path("emoji-scenes"), help="the teacher's repository")
     parser.add_argument("--output", type=Path, help=f"where {SUBFOLDER}/ goes (default: beside the teacher)")
     parser.add_argument("--max-seconds", type=float, help="stop with a checkpoint after this time")
+    parser.add_argument("--optimizer", help=f"{', '.join(OPTIMIZERS)} or any of torch.optim (default: muon)")
+    parser.add_argument("--learning-rate", type=float, help="in the place of the preset's, which is Muon's and AdamW's")
     parser.add_argument("--write", action="store_true", help="write the checkpoint's averaged weights as they are")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
@@ -237,7 +246,12 @@ def main(arguments: list[str] | None = None) -> None:
         averaged_weights(StraightStep(module.transformer), options.folder)
         done, student = True, module.transformer
     else:
-        done, student = distil(module, PRESETS[options.preset], options.folder, max_seconds=options.max_seconds)
+        settings = PRESETS[options.preset]
+        if options.learning_rate is not None:
+            settings = replace(settings, training=replace(settings.training, learning_rate=options.learning_rate))
+        done, student = distil(
+            module, settings, options.folder, max_seconds=options.max_seconds, optimizer=options.optimizer
+        )
     if not done:
         print(f"stopped after {options.max_seconds:g} s; run the same command to go on")
         return

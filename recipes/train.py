@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from diffusers import StableDiffusion3Pipeline
 from trimtab.assets import asset_path
 
 from .assemble import assemble_pipeline, save_clip, save_pipeline
+from .optimizers import OPTIMIZERS
 from .train_autoencoder import ReconstructionLoss, build_autoencoder, measure_autoencoder, train_autoencoder
 from .train_clip import ContrastiveLoss, build_clip, measure_clip, train_clip
 from .train_transformer import (
@@ -32,7 +33,8 @@ class Preset:
     """How each step is trained on one kind of machine.
 
     ``finish`` goes on from the transformer's averaged weights, with more scenes of one object, which are drawn largest
-    and so have the most to learn, and of several.
+    and so have the most to learn, and of several. ``optimizer`` is the transformer's,
+    by the name that ``build_optimizers`` takes; None is Muon and AdamW.
     """
 
     autoencoder: TrainingSettings
@@ -44,6 +46,7 @@ class Preset:
     num_attention_heads: int
     clip: TrainingSettings
     timestep_shift: float
+    optimizer: str | None = None
 
 
 PRESETS = {
@@ -84,9 +87,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="which steps to run")
     parser.add_argument("--start-from", type=Path, help="model folder to go on from at the finishing step")
     parser.add_argument("--max-seconds", type=float, help="stop each step with a checkpoint after this time")
+    parser.add_argument("--optimizer", help=f"the transformer's: {', '.join(OPTIMIZERS)} or any of torch.optim")
+    parser.add_argument("--learning-rate", type=float, help="the transformer's, in the place of the preset's")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
-    preset, folder = PRESETS[options.preset], options.folder
+    preset, folder = _chosen(PRESETS[options.preset], options.optimizer, options.learning_rate), options.folder
     if options.start_from:
         start_from(options.start_from, preset, folder)
     for step in options.steps:
@@ -95,6 +100,16 @@ def main(arguments: list[str] | None = None) -> None:
         elif not _TRAINERS[step](preset, folder, options.max_seconds):
             print(f"{step}: stopped after {options.max_seconds:g} s; run the same command to go on")
             return
+
+
+def _chosen(preset: Preset, optimizer: str | None, learning_rate: float | None) -> Preset:
+    """The preset with another optimizer and rate of the transformer."""
+    if learning_rate is not None:
+        parts = {
+            name: replace(getattr(preset, name), learning_rate=learning_rate) for name in ("transformer", "finish")
+        }
+        preset = replace(preset, **parts)
+    return replace(preset, optimizer=optimizer)
 
 
 def start_from(model: Path, preset: Preset, folder: Path) -> None:
@@ -127,7 +142,14 @@ def _train_autoencoder(preset: Preset, folder: Path, max_seconds: float | None) 
 def _train_transformer(preset: Preset, folder: Path, max_seconds: float | None) -> bool:
     scenes = _scenes(preset, folder)
     module = _denoiser(preset)
-    return train_transformer(module, scenes, preset.transformer, folder / "transformer", max_seconds=max_seconds)
+    return train_transformer(
+        module,
+        scenes,
+        preset.transformer,
+        folder / "transformer",
+        max_seconds=max_seconds,
+        optimizer=preset.optimizer,
+    )
 
 
 def _finish_transformer(preset: Preset, folder: Path, max_seconds: float | None) -> bool:
@@ -135,7 +157,15 @@ def _finish_transformer(preset: Preset, folder: Path, max_seconds: float | None)
     module = _denoiser(preset)
     averaged_weights(module, folder / "transformer")
     weights = category_weights(scenes, one=2.0, count=1.3, relation=1.0)
-    return train_transformer(module, scenes, preset.finish, folder / "finish", max_seconds=max_seconds, weights=weights)
+    return train_transformer(
+        module,
+        scenes,
+        preset.finish,
+        folder / "finish",
+        max_seconds=max_seconds,
+        weights=weights,
+        optimizer=preset.optimizer,
+    )
 
 
 def _train_clip(preset: Preset, folder: Path, max_seconds: float | None) -> bool:

@@ -18,6 +18,7 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from .emoji_scenes.layout import sample_scene
 from .emoji_scenes.vocabulary import NUMBERS, RELATIONS
+from .optimizers import build_optimizers
 from .text import MAX_LENGTH, build_clip_text_encoder, build_t5_encoder, build_tokenizer
 from .training_loop import TrainingSettings, adamw, has_bf16, train
 
@@ -154,6 +155,7 @@ def train_transformer(
     *,
     max_seconds: float | None,
     weights: Tensor | None = None,
+    optimizer: str | None = None,
 ) -> bool:
     """Trains ``module`` on ``scenes`` with noise levels from a logit-normal distribution.
 
@@ -164,6 +166,7 @@ def train_transformer(
         folder: of the checkpoint.
         max_seconds: stop after this time with a checkpoint; None runs to the end.
         weights: how often each scene is drawn, (N,), any scale; None draws all alike.
+        optimizer: a name that :func:`build_optimizers` takes; None is :func:`muon_and_adamw`.
 
     Returns:
         Whether all steps are done.
@@ -192,7 +195,7 @@ def train_transformer(
         noisy = sigmas.to(device) > 0.7
         return losses.mean(), {"loss_noisy": losses[noisy].detach().mean()}
 
-    optimizers = muon_and_adamw(module, settings)
+    optimizers = build_optimizers(optimizer, module, settings) if optimizer else muon_and_adamw(module, settings)
     return train(module, loss_of_step, settings, folder, max_seconds=max_seconds, optimizers=optimizers)
 
 

@@ -39,11 +39,11 @@ VARIANTS = {
 SEEDS = (1, 2, 3)
 CLAIMS = {
     "Muon": "half of AdamW's on matrices",
-    "GaLore": "a quarter of AdamW's at density 0.25, and the bases",
+    "GaLore": "rank / min(n, m) of AdamW's, 32 of 256 here, and the bases",
     "FRUGAL": "a quarter of AdamW's at density 0.25 (the paper)",
     "FRUGAL, dct": "a quarter of AdamW's; no bases",
     "FRUGAL, density 0": "none on matrices (the paper)",
-    "DCT-AdamW": "r / min(n, m) of AdamW's, and r indices (the paper)",
+    "DCT-AdamW": "rank / min(n, m) of AdamW's, 32 of 256 here, and the indices (the paper)",
     "DCT-AdamW, 8-bit feedback": "an eighth of AdamW's more",
     "DCT-AdamW, full feedback": "half of AdamW's more",
     "LANTON": "AdamW's (momentum and the previous gradient)",

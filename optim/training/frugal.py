@@ -131,6 +131,7 @@ class Frugal(TrainingOptimizer):
             self.param_groups.pop()
             raise
 
+    @torch.compiler.disable  # which tensors take part depends on steps and data: a compiled loop runs this as it is
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; gives the closure's loss, which is computed with gradients enabled."""

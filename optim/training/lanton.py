@@ -105,6 +105,7 @@ class Lanton(TrainingOptimizer):
         named = [name if isinstance(name, str) else place for place, name in enumerate(names)]
         return {name: float(self._scales[p]) for name, p in zip(named, params, strict=True) if p in self._scales}
 
+    @torch.compiler.disable  # which tensors take part depends on steps and data: a compiled loop runs this as it is
     @torch.no_grad()
     def step(
         self, closure: Callable[[], Any] | None = None, *, reference_grads: Mapping[Tensor, Tensor] | None = None
@@ -183,10 +184,8 @@ def _directions(group: dict[str, Any], momenta: Sequence[Tensor]) -> list[Tensor
     if group["kind"] == "sign":
         return list(torch._foreach_sign(momenta))
     if group["kind"] == "rms":
-        return [
-            momentum * (math.sqrt(momentum.numel()) / momentum.norm().clamp(min=torch.finfo(momentum.dtype).tiny))
-            for momentum in momenta
-        ]
+        # Divided first: a momentum of zero must give zero, not zero times infinity.
+        return [m / m.norm().clamp(min=torch.finfo(m.dtype).tiny) * math.sqrt(m.numel()) for m in momenta]
     directions: list[Tensor] = [torch.empty(0)] * len(momenta)
     for places in by_shape(momenta):
         first = momenta[places[0]]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+from safetensors.torch import load_file
 
 from trimtab.assets import asset_path
 from trimtab.recipes import distil as recipe
@@ -113,6 +114,26 @@ def test_it_learns_and_goes_on_after_an_interruption(model, tmp_path, monkeypatc
     pipe.set_progress_bar_config(disable=True)
     image = pipe(CAPTION, sigmas=[1.0, 0.75, 0.5, 0.25], guidance_scale=1.0, max_sequence_length=16).images[0]
     assert np.asarray(image).std() > 0
+
+
+@pytest.mark.parametrize("optimizer", ["frugal", "dct_adamw", "lanton", "nadam"])
+def test_any_optimizer_by_name_resumes(model, tmp_path, monkeypatch, optimizer):
+    settings = dataclasses.replace(SETTINGS, training=TrainingSettings(3, 8, 3e-3, warmup_steps=1))
+    monkeypatch.setitem(recipe.PRESETS, "cpu", settings)
+    monkeypatch.setattr(recipe, "NUM_CAPTIONS", 64)
+
+    def run(name, *more):
+        folder = str(tmp_path / name)
+        flags = ["--preset", "cpu", "--model", str(model), "--folder", folder, "--output", folder]
+        main([*flags, "--optimizer", optimizer, "--learning-rate", "1e-4", *more])
+        checkpoint = json.loads((tmp_path / name / "checkpoint.json").read_text())
+        assert checkpoint["settings"]["learning_rate"] == 1e-4
+        return checkpoint["step"], load_file(tmp_path / name / "checkpoint.safetensors")
+
+    assert run("parts", "--max-seconds", "0")[0] == 1
+    (_, parts), (step, whole) = run("parts"), run("whole")
+    assert step == 3 and parts.keys() == whole.keys()
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
 
 
 def test_what_a_checkpoint_has_can_be_written(model, tmp_path, monkeypatch):

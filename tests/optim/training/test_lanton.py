@@ -173,6 +173,14 @@ def test_kinds_step_along_their_own_directions():
     assert float(torch.linalg.matrix_norm(moved["1.weight"], 2)) < 0.1 * 0.2 * math.sqrt(4) * 1.3
 
 
+@pytest.mark.parametrize("kind", ["spectral", "sign", "rms"])
+def test_a_zero_gradient_moves_nothing(kind):
+    p = nn.Parameter(torch.ones(16, 16))
+    p.grad = torch.zeros(16, 16)
+    Lanton([{"params": [p], "kind": kind}], lr=0.1, weight_decay=0.0).step()
+    assert torch.equal(p, torch.ones(16, 16))
+
+
 @pytest.mark.slow
 def test_uneven_noise_rewards_layerwise_rates():
     """The sheet's toy, chosen in the method's favour: best of a grid <= 0.92 of the best fixed rate."""

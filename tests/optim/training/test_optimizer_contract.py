@@ -267,16 +267,12 @@ def test_a_quadratic_goes_to_a_thousandth_under_cosine_decay(name, rate):
     assert float(loss().detach()) < 1e-3 * start
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["frugal", "frugal svd", "dct", "trion", "lanton"])
-@pytest.mark.filterwarnings("ignore")
-def test_a_compiled_step_equals_the_plain_one(name):
-    plain = walk(MAKERS[name](params := weights(), lr=1e-2), params, range(5))
-    torch._dynamo.reset()
+def test_torch_compile_leaves_the_step_as_it_is(name):
+    plain = walk(MAKERS[name](params := weights(), lr=1e-2), params, range(3))
     compiled = MAKERS[name](params := weights(), lr=1e-2)
-    step = torch.compile(compiled.step)
-    for number in range(5):
+    step = torch.compile(compiled.step, backend="eager")
+    for number in range(3):
         set_gradients(params, number)
         step()
-    for a, b in zip(params, plain, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert_equal(params, plain)
