@@ -40,6 +40,10 @@ class ConsensusHopping:
         geometry: "sphere" or "euclidean".
         radius: on the sphere; None is the square root of the number of elements.
         elite: the best point so far takes part in each mean, with its energy as it was measured.
+        num_starts: hops before the width counts, on the sphere: their samples are fresh noise, and the consensus is
+            the best of all, since a mean of unrelated points is near none of them.
+        mask: draws, from the generator, which elements a sample changes, a tensor of 0 and 1 that broadcasts with
+            (*shape); None changes all. A step in a random subspace leaves the rest of a point as it is.
         generator: of the samples; None is seed 0.
 
     Attributes:
@@ -71,6 +75,8 @@ class ConsensusHopping:
         geometry: Literal["sphere", "euclidean"] = "sphere",
         radius: float | None = None,
         elite: bool = True,
+        num_starts: int = 0,
+        mask: Callable[[torch.Generator], Tensor] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         self.steps = checked_count("steps", steps)
@@ -80,6 +86,9 @@ class ConsensusHopping:
         self.geometry = checked_choice("geometry", geometry, ("sphere", "euclidean"))
         if geometry == "sphere" and max(width, width_end) > 1:
             raise ValueError(f"`width` is {max(width, width_end)}; takes at most 1 on the sphere")
+        self.num_starts, self.mask = checked_count("num_starts", num_starts, 0), mask
+        if num_starts and geometry == "euclidean":
+            raise ValueError(f"`num_starts` is {num_starts}; takes 0 but on the sphere, which alone has fresh points")
         self.alpha, self.eta, self.elite = checked_alpha(alpha), eta, elite
         self.start = checked_point("x0", x0).clone()
         self.radius = math.sqrt(x0.numel()) if radius is None else checked_number("radius", radius, above=0)
@@ -98,7 +107,11 @@ class ConsensusHopping:
             width = self._width()
             keep = math.sqrt(1 - width**2) if self.geometry == "sphere" else 1.0
             noise = normal_like(self.consensus, self.generator, (self.num_particles, *self.consensus.shape))
-            samples = self._placed(keep * self.consensus + width * noise)
+            samples = keep * self.consensus + width * noise
+            if self.mask is not None and self.step >= self.num_starts:
+                chosen = torch.stack([self.mask(self.generator) for _ in samples]).to(samples.device, torch.bool)
+                samples = torch.where(chosen, samples, self.consensus)
+            samples = self._placed(samples)
             if self.step == 0 and self.elite:
                 samples[0] = self.start
             self._asked = samples
@@ -121,6 +134,7 @@ class ConsensusHopping:
                 samples = torch.cat([samples, self.best[0].unsqueeze(0)])
                 known = torch.cat([known, torch.tensor([self.best[1]], dtype=torch.float64)])
         alpha = alpha_for_ess(known, self.eta) if self.alpha == "ess" else float(self.alpha)
+        alpha = math.inf if self.step < self.num_starts else alpha
         consensus, weights = consensus_point(samples, known, alpha)
         self.best = better(self.best, samples, known)
         self.consensus = self._placed(consensus.unsqueeze(0))[0]
@@ -136,7 +150,10 @@ class ConsensusHopping:
         self.step += 1
 
     def _width(self) -> float:
-        share = min(self.step, self.steps - 1) / max(self.steps - 1, 1)
+        if self.step < self.num_starts:
+            return 1.0
+        step, last = self.step - self.num_starts, max(self.steps - self.num_starts - 1, 1)
+        share = min(step, last) / last
         return self.width + share * (self.width_end - self.width)
 
     def _placed(self, x: Tensor) -> Tensor:

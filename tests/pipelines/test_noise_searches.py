@@ -8,6 +8,7 @@ from tests.pipelines.test_noise_optimization_loop import SHAPE, Identity, seeded
 from trimtab.pipelines.noise_objective import NoiseObjective
 from trimtab.pipelines.noise_optimizers import NoiseProblem, make_noise_optimizer
 from trimtab.pipelines.noise_run import NoiseRun
+from trimtab.pipelines.noise_searches import _window
 from trimtab.rewards import CallableReward
 
 SEARCHES = ("consensus", "directional", "cma")
@@ -50,6 +51,48 @@ def test_the_start_is_the_first_candidate(optimizer):
     start = noise()
     problem = NoiseProblem(start, 5, lambda: start, [seeded(0), seeded(1)])
     assert torch.allclose(make_noise_optimizer(optimizer, problem, {}).ask()[:, 0], start, atol=1e-6)
+
+
+def quarters(images, prompts):
+    """The share of a picture's quarters that are bright: each by itself is likely, all at once are not."""
+    height, width = images.shape[2] // 2, images.shape[3] // 2
+    means = torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), (height, width))
+    return (means > 1 / (3 * height * width) ** 0.5).flatten(1).float().mean(1)
+
+
+def test_windows_mend_a_part_and_leave_the_rest():
+    start = torch.stack([torch.randn(3, 8, 8, generator=seeded(row)) for row in range(20)])
+    options = {"num_particles": 4, "num_starts": 3, "width": 1.0, "width_end": 0.7, "alpha": float("inf")}
+    found = run("consensus", start, 16, function=quarters, region=0.5, **options)[-1]
+    fresh = run("best-of-n", start, 64, function=quarters)[-1]
+    assert found.num_evaluations == fresh.num_evaluations == 64
+    assert found.best_rewards.mean() > fresh.best_rewards.mean() + 0.08
+
+
+def test_directional_search_sets_out_from_the_best_start_and_from_each_success():
+    start, asked = noise(), []
+
+    def told(images, prompts):
+        asked.append(images.clone())
+        return images.mean((1, 2, 3))
+
+    states = run("directional", start, 60, function=told, num_starts=6, region=0.5, r0=2.0, num_directions=4)
+    for row in range(2):
+        values = torch.tensor([float(images[row].mean()) for images in asked])
+        assert states[-1].best_rewards[row] > values[:6].max()
+        improved = [step for step in range(6, 60) if values[step] > values[:step].max()]
+        assert improved
+        norms = torch.stack([images[row].norm() for images in asked[6:]])
+        assert torch.allclose(norms, norms[:1].expand_as(norms), rtol=1e-4)  # on the best start's sphere
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 12), (2, 3, 16, 12), (64, 5)])
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_a_window_covers_its_share_at_any_place(shape, share):
+    windows = torch.stack([_window(shape, share, seeded(seed)) for seed in range(200)])
+    assert set(windows.unique().tolist()) <= {0.0, 1.0}
+    assert torch.allclose(windows.flatten(1).mean(1), torch.tensor(share**2), atol=0.02)
+    assert len(windows.flatten(1).unique(dim=0)) > (0 if share == 1 else 25)  # places
 
 
 @pytest.mark.parametrize("optimizer", SEARCHES)
@@ -99,5 +142,9 @@ def test_bad_settings_are_named():
         make_noise_optimizer("cma", problem, {"num_particles": 1})
     with pytest.raises(ValueError, match="best-of-n, consensus, directional, cma"):
         make_noise_optimizer("nelder-mead", problem, {})
+    for optimizer in ("consensus", "directional"):
+        for region in (0.0, 1.5):
+            with pytest.raises(ValueError, match="`region`"):
+                make_noise_optimizer(optimizer, problem, {"region": region})
     with pytest.raises(ValueError, match="`constraints` gives shape"):
         run("consensus", noise(), 3, constraints=lambda images, latents: images)

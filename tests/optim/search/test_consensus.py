@@ -204,6 +204,10 @@ def test_batches_of_the_objective_return_the_last_consensus():
 @pytest.mark.parametrize("make", [
     lambda: ConsensusBasedOptimization(torch.randn(20, 3, generator=seeded(0)), particle_batch=5, generator=seeded(2)),
     lambda: ConsensusHopping(torch.ones(3), num_particles=5, generator=seeded(2)),
+    lambda: ConsensusHopping(
+        torch.ones(3), num_particles=5, num_starts=3, generator=seeded(2),
+        mask=lambda g: (torch.rand(3, generator=g) < 0.5).float(),
+    ),
 ])  # fmt: skip
 def test_a_run_resumes_from_its_state(make, tmp_path):
     whole, first, second = make(), make(), make()
@@ -221,6 +225,41 @@ def test_a_run_resumes_from_its_state(make, tmp_path):
     other = ConsensusHopping(torch.ones(4))
     with pytest.raises(ValueError, match="`state` has points"):
         other.load_state_dict(ConsensusHopping(torch.ones(5)).state_dict())
+
+
+def test_starts_are_fresh_noise_and_the_best_of_them_is_gone_on_from():
+    target = torch.randn(4096, generator=seeded(1))
+    search = ConsensusHopping(
+        torch.randn(4096, generator=seeded(0)), steps=5, num_particles=6, num_starts=2, width=0.6, generator=seeded(2)
+    )
+    told, asked = [], []
+    for step in range(5):
+        samples, before = search.ask(), search.consensus
+        close = torch.cosine_similarity(samples, before[None])
+        if step in (0, 1):
+            assert close[step == 0 :].abs().max() < 0.06  # unrelated; the first of all is the start itself
+        if step == 2:
+            assert torch.allclose(close, torch.tensor(0.8), atol=0.03)  # sqrt(1 - 0.6^2)
+        energies = (samples - target).square().mean(1)
+        told.append(energies)
+        asked.append(samples)
+        search.tell(energies)
+        if step == 1:
+            best = int(torch.cat(told).argmin())
+            assert torch.allclose(search.consensus, torch.cat(asked)[best], atol=1e-5)
+    assert search.record["width"] == pytest.approx(0.05)
+
+
+def test_a_masked_sample_leaves_the_rest_of_the_consensus():
+    mask = torch.zeros(64)
+    mask[10:30] = 1
+    search = ConsensusHopping(
+        torch.randn(64, generator=seeded(0)), num_particles=4, width=1.0, mask=lambda g: mask, elite=False
+    )
+    ratio = search.ask() / search.consensus
+    kept = ratio[:, mask == 0]
+    assert torch.allclose(kept, kept[:, :1].expand_as(kept), rtol=1e-4)  # but for the norm
+    assert ratio[:, mask == 1].std() > 0.5
 
 
 def test_a_callback_ends_the_run():
@@ -245,6 +284,8 @@ def test_bad_options_of_hopping_are_named():
         ConsensusHopping(torch.ones(3), geometry="torus")
     with pytest.raises(ValueError, match="at most 1 on the sphere"):
         ConsensusHopping(torch.ones(3), width=1.5)
+    with pytest.raises(ValueError, match="`num_starts`"):
+        ConsensusHopping(torch.ones(3), num_starts=2, geometry="euclidean")
     with pytest.raises(ValueError, match="direction on the sphere"):
         ConsensusHopping(torch.zeros(3))
     with pytest.raises(ValueError, match="one energy a point"):
