@@ -43,6 +43,8 @@ class DCTAdamW(TrainingOptimizer):
     transform is no better than any other orthogonal matrix: its merit is that it needs no storage. Of no use for LoRA
     or a single latent.
 
+    Experimental: no steady gain over AdamW or GaLore at tuned rates on small networks.
+
     Source: Modoranu et al., "FFT-based Dynamic Subspace Selection for Low-Rank Adaptive Optimization of Large Language
     Models" (v1: "SVD-Free Low-Rank Adaptive Gradient Optimization ..."), arXiv 2505.17967, DCT-AdamW.
 

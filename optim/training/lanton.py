@@ -35,6 +35,8 @@ class Lanton(TrainingOptimizer):
     paper's: without it one layer free of noise stops all the others. State: the momentum, and the previous gradient
     unless `reference_grads` are given: two copies of the weights, as AdamW.
 
+    Experimental: no gain beyond the spread of seeds was seen on small networks, and a step costs up to twice Muon's.
+
     Source: Hao et al., "Noise-Adaptive Layerwise Learning Rates: Accelerating Geometry-Aware Optimization for Deep
     Neural Network Training", arXiv 2510.14009, algorithm 1 with its options I (above) and II (`reference_grads`).
 

@@ -26,6 +26,8 @@ class Trion(TrainingOptimizer):
     Momentum decays only where it was sent and so is its own error feedback. The state is Muon's, one copy of the
     weights: what is gained is the cost of orthogonalising and, across processes, of communicating r columns.
 
+    Experimental: it trails Muon in the paper too; it was measured on small networks only.
+
     Source: Modoranu et al., "FFT-based Dynamic Subspace Selection for Low-Rank Adaptive Optimization of Large Language
     Models", arXiv 2505.17967, Trion.
 
