@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from trimtab.optim import AdaptiveBatchSize
 
 from .checkpoints import Progress, load_checkpoint, save_checkpoint, trained_parameters, weights_of
+from .curvature import stable_rate
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class TrainingSettings:
         accumulation: micro-batches of ``batch_size`` whose gradients are averaged in a step.
         mixed_precision: "no", "bf16" or "fp16"; None takes bf16 where the machine has it.
         log_every: steps between two lines of the log.
+        curvature: log 2 / lambda_max of the line's batch beside the rate, at the price of a dozen steps a line.
         compile: whether the model runs through ``torch.compile``.
         seed: of everything random.
     """
@@ -52,6 +54,7 @@ class TrainingSettings:
     accumulation: int = 1
     mixed_precision: str | None = None
     log_every: int = 50
+    curvature: bool = False
     compile: bool = False
     seed: int = 0
 
@@ -142,6 +145,10 @@ def train(
                 "loss": loss,
                 **figures,
             }
+            if settings.curvature:
+                draw = drawn * accelerator.num_processes + accelerator.process_index
+                device, compiled = accelerator.device, settings.compile
+                row["stable_rate"] = stable_rate(module, loss_of_step, at.step - 1, draw, device, compiled=compiled)
             if batch is not None:
                 row |= {"batch_size": batch.size, "samples": at.drawn * settings.batch_size * accelerator.num_processes}
             _log(folder, row, progress, accelerator)

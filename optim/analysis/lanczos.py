@@ -205,7 +205,7 @@ def top_eigenpairs(
         if done >= k or stop:
             result = process.result()
             chosen = _chosen(result.ritz_values, min(k, done), which)
-            bounds = result.residuals if eigenvectors else _bounds(result, chosen)
+            bounds = result.residuals if eigenvectors else _bounds(result)
             converged = bounds[chosen] <= tol * float(result.ritz_values.abs().max())
             exact = process.breakdown and done == op.size
             if stop or exact or done == steps or (bool(converged.all()) and not process.breakdown):
@@ -244,10 +244,9 @@ def _chosen(values: Tensor, k: int, which: str) -> Tensor:
     return torch.cat([places.flip(0)[: k - low], places[:low].flip(0)])
 
 
-def _bounds(result: LanczosResult, chosen: Tensor) -> Tensor:
-    """Error bounds of Ritz values: the residual, or its square over the gap where that is less."""
+def _bounds(result: LanczosResult) -> Tensor:
+    """Error bounds of Ritz values: the residual, or its square over the gap to all others where that is certain."""
     theta, r = result.ritz_values, result.residuals
-    gaps = (theta[:, None] - theta[None, :]).abs()
-    gaps.fill_diagonal_(torch.inf)
-    gap = gaps.min(1).values.clamp_min(torch.finfo(torch.float64).tiny)
-    return torch.minimum(r, r.square() / gap)
+    gaps = (theta[:, None] - theta[None, :]).abs() - r[None, :]
+    gap = gaps.fill_diagonal_(torch.inf).min(1).values
+    return torch.where((gap > r) & gap.isfinite(), r.square() / gap, r)

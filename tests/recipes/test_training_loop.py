@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from trimtab.recipes.curvature import stable_rate
 from trimtab.recipes.training_loop import TrainingSettings, adamw, averaged_weights, train
 
 SETTINGS = TrainingSettings(num_steps=12, batch_size=8, learning_rate=1e-2, warmup_steps=2)
@@ -73,3 +74,20 @@ def test_the_rate_warms_up_then_falls_to_zero():
     assert settings.rate(30) == settings.rate(50) == 1.0
     assert settings.rate(75) == pytest.approx(0.5)
     assert settings.rate(100) == pytest.approx(0.0)
+
+
+def test_the_log_tells_the_rate_that_curvature_allows(tmp_path):
+    settings = TrainingSettings(**{**SETTINGS.__dict__, "curvature": True, "log_every": 12, "mixed_precision": "no"})
+    watched, plain = regression(0), regression(0)
+    assert train(watched, loss_of_step, settings, tmp_path / "watched")
+    assert train(plain, loss_of_step, SETTINGS, tmp_path / "plain")
+    (row,) = [json.loads(line) for line in (tmp_path / "watched" / "log.jsonl").read_text().splitlines()]
+    for name in ("num_steps", "curvature"):
+        assert name in json.loads((tmp_path / "watched" / "checkpoint.json").read_text())["settings"]
+    assert 0 < row["stable_rate"] < 10 and row["step"] == 12
+    linear = nn.Linear(3, 1, bias=False)
+    inputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(5))
+    exact = 2 / float(torch.linalg.eigvalsh(2 * inputs.T @ inputs / 8)[-1])
+    for compiled in (False, True):
+        found = stable_rate(linear, loss_of_step, 0, 5, torch.device("cpu"), compiled=compiled)
+        assert found == pytest.approx(exact, rel=1e-2)

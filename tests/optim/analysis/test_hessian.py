@@ -122,6 +122,10 @@ def test_eigenpairs_are_those_of_scipy(which):
     wanted = eigsh(matrix.numpy(), 5, which=which, return_eigenvectors=False)
     np.testing.assert_allclose(np.sort(found.values.numpy()), np.sort(wanted), atol=1e-8)
     assert bool(found.converged.all())
+    largest = top_eigenpairs(SymmetricOperator.from_matrix(matrix), 1, which=which, tol=1e-6)
+    exact = torch.linalg.eigvalsh(matrix)
+    wanted = {"LA": exact[-1], "SA": exact[0], "LM": exact[exact.abs().argmax()], "BE": exact[-1]}[which]
+    assert float((largest.values[0] - wanted).abs()) < 1e-6 * float(exact.abs().max())
     errors = (matrix @ found.vectors - found.vectors * found.values).norm(dim=0)
     torch.testing.assert_close(errors, found.residuals, atol=1e-9, rtol=1e-3)
 
