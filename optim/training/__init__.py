@@ -2,7 +2,7 @@
 
 from .adagrad_norm import AdaGradNorm
 from .adaptive_batch import AdaptiveBatchSampler, AdaptiveBatchSize
-from .batch_tests import (
+from .batch_criteria import (
     BatchTest,
     augmented_inner_product_test,
     coordinate_norm_test,

@@ -13,7 +13,7 @@ from torch.utils.data import Sampler
 
 from trimtab.optim.checks import checked_choice, checked_count, checked_number
 
-from .batch_tests import (
+from .batch_criteria import (
     BatchTest,
     Gradients,
     augmented_inner_product_test,
@@ -45,7 +45,8 @@ class AdaptiveBatchSize:
     Args:
         initial: first size >= 1, over all processes.
         max_size: >= ``initial``.
-        test: "norm", "inner_product", "augmented" or "coordinate"; see :mod:`.batch_tests`. Micro-batches take "norm".
+        test: "norm", "inner_product", "augmented" or "coordinate" (:mod:`.batch_criteria`); micro-batches
+            take "norm".
         eta: of the norm tests, > 0.
         theta, nu: of the other two, > 0.
         test_interval: steps between two tests, >= 1.

@@ -28,7 +28,7 @@ from trimtab.optim import (
     per_sample_grads,
 )
 from trimtab.optim.training.adaptive_batch import MicrobatchNoise
-from trimtab.optim.training.batch_tests import norm_test_from_moments
+from trimtab.optim.training.batch_criteria import norm_test_from_moments
 
 HAND = torch.tensor([[1.0, 0.0], [3.0, 0.0], [2.0, 1.0], [2.0, -1.0]])
 
