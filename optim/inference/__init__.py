@@ -1,0 +1,21 @@
+"""Programmable variational inference: objectives as programs, compiled to unbiased surrogate losses."""
+
+from .estimator import Estimate, estimate
+from .objectives import Marginal, Normalized, elbo, iwelbo, p_wake, q_wake
+from .program import check_reparam, log_density, observe, sample, simulate
+
+__all__ = [
+    "Estimate",
+    "Marginal",
+    "Normalized",
+    "check_reparam",
+    "elbo",
+    "estimate",
+    "iwelbo",
+    "log_density",
+    "observe",
+    "p_wake",
+    "q_wake",
+    "sample",
+    "simulate",
+]
