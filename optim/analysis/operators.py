@@ -12,10 +12,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trimtab.optim.checks import checked_choice, checked_number
 
+from .second_derivatives import (
+    central_difference,
+    default_step,
+    differentiated,
+    evaluated,
+    gauss_newton_product,
+    gradients_of,
+)
+
 __all__ = ["SymmetricOperator", "data_hessian_operator", "hessian_operator"]
 
 Parameters = Tensor | Iterable[Tensor]
-_TAKES = 'takes one that has, or method="finite_difference"'
 
 
 class SymmetricOperator:
@@ -128,22 +136,22 @@ def hessian_operator(
     """
     checked_choice("method", method, ("double_backward", "finite_difference"))
     tensors = checked_parameters(params)
-    first, second = (float(_loss(closure, False)) for _ in range(2))
+    first, second = (float(evaluated(closure, False)) for _ in range(2))
     if first != second and not (first != first and second != second):
         raise RuntimeError(
             f"`closure` gave {first:.6g} and {second:.6g} at two calls; takes one that is always the same: no dropout, "
             "noise drawn beforehand"
         )
     if method == "finite_difference":
-        step = _step(tensors) if eps is None else checked_number("eps", eps, above=0)
-        return _operator(tensors, lambda v: _difference(closure, tensors, v, step))
+        step = default_step(tensors) if eps is None else checked_number("eps", eps, above=0)
+        return _operator(tensors, lambda v: central_difference(closure, tensors, v, step))
     kept: list[list[Tensor | None]] = []
 
     def product(v: list[Tensor]) -> list[Tensor]:
-        gradients = kept[0] if kept else _gradients(_loss(closure, True), tensors, create_graph=True)
+        gradients = kept[0] if kept else gradients_of(evaluated(closure, True), tensors, create_graph=True)
         if keep_graph and not kept:
             kept.append(gradients)
-        return _differentiated(gradients, v, tensors, keep_graph)
+        return differentiated(gradients, v, tensors, keep_graph)
 
     return _operator(tensors, product)
 
@@ -195,12 +203,12 @@ def data_hessian_operator(
         with _evaluating(model):
             for inputs, targets in batches:
                 if matrix == "hessian":
-                    loss = _loss(lambda: loss_fn(model(inputs), targets), True)  # noqa: B023 (called at once)
-                    part = _differentiated(_gradients(loss, tensors, create_graph=True), v, tensors, False)
+                    loss = evaluated(lambda: loss_fn(model(inputs), targets), True)  # noqa: B023 (called at once)
+                    part = differentiated(gradients_of(loss, tensors, create_graph=True), v, tensors, False)
                 else:
                     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
                         outputs = model(inputs)
-                    part = _gauss_newton(outputs, loss_fn, targets, tensors, v)
+                    part = gauss_newton_product(outputs, loss_fn, targets, tensors, v)
                 for total_part, batch_part in zip(result, part, strict=True):
                     total_part.add_(batch_part, alpha=len(targets) / total)
         return result
@@ -230,98 +238,11 @@ def _operator(tensors: list[Tensor], product: Callable[[list[Tensor]], list[Tens
 
     def flat(v: Tensor) -> Tensor:
         parts = [p.view(t.shape).to(t.device, t.dtype) for p, t in zip(v.split(sizes), tensors, strict=True)]
-        return torch.cat([part.detach().to("cpu", torch.float64).flatten() for part in product(parts)])
+        with sdpa_kernel(SDPBackend.MATH):  # around backward passes too: checkpoints compute attention again there
+            results = product(parts)
+        return torch.cat([part.detach().to("cpu", torch.float64).flatten() for part in results])
 
     return SymmetricOperator(flat, sum(sizes), shapes)
-
-
-def _loss(closure: Callable[[], Tensor], with_gradient: bool) -> Tensor:
-    with torch.set_grad_enabled(with_gradient), sdpa_kernel(SDPBackend.MATH):
-        value = closure()
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-        raise ValueError(f"the loss is {got}; takes a tensor of a single number")
-    return value.reshape(())
-
-
-def _gradients(loss: Tensor, tensors: list[Tensor], *, create_graph: bool) -> list[Tensor | None]:
-    if not loss.requires_grad:
-        raise ValueError("the loss depends on none of `params`; takes tensors that it is computed from")
-    _check_graph([loss])
-    found = torch.autograd.grad(loss, tensors, create_graph=create_graph, allow_unused=True)
-    if create_graph:
-        _check_graph(part for part in found if part is not None)
-    return list(found)
-
-
-def _check_graph(roots: Iterable[Tensor]) -> None:
-    """Refuses what torch would take for a Hessian of 0 in silence.
-
-    Re-entrant checkpoints hide their parameters from the graph; a function without a second derivative ends it.
-    """
-    todo, seen = [root.grad_fn for root in roots], set()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        name = node.name()
-        if name == "CheckpointFunctionBackward":
-            raise RuntimeError("the loss has re-entrant gradient checkpointing; takes use_reentrant=False, or none")
-        if name.split("::")[-1] in ("Error", "NotImplemented"):
-            raise RuntimeError(f"the loss has a function without a second derivative; {_TAKES}")
-        todo += [following for following, _ in node.next_functions]
-
-
-def _differentiated(gradients: list[Tensor | None], v: list[Tensor], tensors: list[Tensor], keep: bool) -> list[Tensor]:
-    """The gradient of <gradients, v>, zeros where there is none."""
-    terms = [(g * u).sum() for g, u in zip(gradients, v, strict=True) if g is not None and g.requires_grad]
-    if not terms:  # the loss is linear
-        return [torch.zeros_like(tensor) for tensor in tensors]
-    with _explained():
-        found = torch.autograd.grad(sum(terms), tensors, retain_graph=keep, allow_unused=True)
-    return [torch.zeros_like(t) if h is None else h for h, t in zip(found, tensors, strict=True)]
-
-
-def _step(tensors: list[Tensor]) -> float:
-    relative = 1e-3 if any(t.dtype == torch.float32 for t in tensors) else 1e-5
-    return relative * max(1.0, sum(float(t.detach().double().square().sum()) for t in tensors) ** 0.5)
-
-
-def _difference(closure: Callable[[], Tensor], tensors: list[Tensor], v: list[Tensor], eps: float) -> list[Tensor]:
-    length = sum(float(part.double().square().sum()) for part in v) ** 0.5
-    if length == 0:
-        return [torch.zeros_like(part) for part in v]
-    before, found = [t.detach().clone() for t in tensors], []
-    try:
-        for sign in (1.0, -1.0):
-            with torch.no_grad():
-                for tensor, start, part in zip(tensors, before, v, strict=True):
-                    tensor.copy_(start + part * (sign * eps / length))
-            found.append(_gradients(_loss(closure, True), tensors, create_graph=False))
-    finally:
-        with torch.no_grad():
-            for tensor, start in zip(tensors, before, strict=True):
-                tensor.copy_(start)
-    return [
-        torch.zeros_like(part) if up is None or down is None else (up - down) * (length / (2 * eps))
-        for up, down, part in zip(*found, v, strict=True)
-    ]
-
-
-def _gauss_newton(
-    outputs: Tensor, loss_fn: Callable[[Tensor, Any], Tensor], targets: Any, tensors: list[Tensor], v: list[Tensor]
-) -> list[Tensor]:
-    """J^T (d2 loss / d output^2) J v of one batch; J v is the derivative of <J^T u, v> with respect to u."""
-    u = torch.zeros_like(outputs, requires_grad=True)
-    with _explained():
-        pulled = torch.autograd.grad(outputs, tensors, u, create_graph=True, allow_unused=True)
-        (pushed,) = _differentiated(list(pulled), v, [u], True)
-        free = outputs.detach().requires_grad_()
-        slopes = _gradients(_loss(lambda: loss_fn(free, targets), True), [free], create_graph=True)
-        (curved,) = _differentiated(slopes, [pushed], [free], False)
-        found = torch.autograd.grad(outputs, tensors, curved, allow_unused=True)
-    return [torch.zeros_like(t) if part is None else part for part, t in zip(found, tensors, strict=True)]
 
 
 @contextlib.contextmanager
@@ -333,15 +254,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Adds to torch's errors what can be done about them."""
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error)
-        if "is not implemented" in text and "derivative" in text:
-            raise RuntimeError(f"{text.splitlines()[0]}: no second derivative; {_TAKES}") from error
-        raise

@@ -16,6 +16,7 @@ from trimtab.commands.errors import UsageError, first_line
 from trimtab.commands.few_steps import FEW_STEPS_CALL, with_few_steps
 from trimtab.commands.generate import _check_size, _positive, _scale, _seed
 from trimtab.commands.model import add_model_arguments, check_model, load_pipeline, stated_size_multiple
+from trimtab.commands.optimize_curvature import curvatures, report_curvature
 from trimtab.commands.optimize_jobs import optimize_jobs, reward_weights
 from trimtab.commands.pictures import check_folder, save_png, write_json
 from trimtab.commands.words import report_unknown_words
@@ -68,6 +69,7 @@ def add_parser(subparsers: Any) -> None:
     add("--gradient", default="full", metavar="NAME", help="full or jacobian-free (default: full)")
     add("--preset", metavar="NAME", help="settings by name, such as paper, or a .json file of `trimtab tune`")
     add("--learning-rate", type=float, metavar="LR", help="of the gradient's optimizer (default: the preset's)")
+    add("--curvature", action="store_true", help="report the reward's curvature at the noise found, and draw it")
     add("--num-images", type=_positive, default=1, metavar="N", help="pictures a prompt (default: 1)")
     add("--seed", type=_seed, default=0, metavar="SEED", help="of a prompt's first picture (default: 0)")
     add(
@@ -170,13 +172,18 @@ def optimize(pipe: Any, batch: list[tuple[str, dict[str, Any]]], folder: Path, *
         raise UsageError(first_line(error)) from error
     folder.mkdir(parents=True, exist_ok=True)
     seconds = round(time.perf_counter() - start, 3)
+    spectra = [None] * len(batch)
+    if common.get("curvature") and not result.interrupted:
+        spectra = curvatures(pipe, result.latents, [job for _, job in batch], _call(pipe, common))
     for row, (name, job) in enumerate(batch):
-        yield _write(result, row, job, folder / name, improvements, seconds)
+        yield _write(result, row, job, folder / name, improvements, seconds, spectra[row])
     if result.interrupted:
         raise KeyboardInterrupt
 
 
-def _write(result: Any, row: int, job: Mapping[str, Any], stem: Path, improvements: Any, seconds: float) -> str:
+def _write(
+    result: Any, row: int, job: Mapping[str, Any], stem: Path, improvements: Any, seconds: float, spectrum: Any = None
+) -> str:
     from trimtab.commands.optimize_report import curve
 
     def column(values: Any) -> list[float | None]:
@@ -205,8 +212,13 @@ def _write(result: Any, row: int, job: Mapping[str, Any], stem: Path, improvemen
         "seconds": seconds,
         "files": [path.name for path in paths[:3]],
     }
-    write_json(paths[3], content)
     ended = f" ({result.stopped[row]})" if result.stopped[row] else ""
+    if spectrum is not None:
+        drawing = stem.with_name(stem.name + "-curvature.png")
+        content["curvature"] = report_curvature(spectrum, drawing, made_by)
+        content["files"].append(drawing.name)
+        ended += f", curvature up to {spectrum.lambda_max:.3g}: steps below {spectrum.max_learning_rate:.3g} are stable"
+    write_json(paths[3], content)
     return f"{paths[1]}  reward {rewards[0]:.4g} -> {rewards[best]:.4g} at iteration {best}{ended}"
 
 
@@ -227,6 +239,7 @@ def _settings(args: argparse.Namespace, weights: str | dict[str, float]) -> dict
         "dtype": args.dtype,
         "reward": weights,
         **{name: getattr(args, name) for name in (*names, "steps", "guidance_scale", "height", "width")},
+        **({"curvature": True} if args.curvature else {}),
     }
 
 
