@@ -98,7 +98,7 @@ def cloak(
 
     Source: Zhang, Sun, Lim, Zhang, "Towards Provably Unlearnable Examples via Bayes Error Optimisation"
     (arXiv 2511.08191). It acts against classifiers that are trained on the pictures; the paper doesn't measure
-    finetuned generators. Easy classes it doesn't hide at 8/255.
+    finetuned generators.
 
     Args:
         images: (N, C, H, W) floating in [0, 1]; rounded to 8 bits first, from which eps counts.
