@@ -39,7 +39,9 @@ class TestEveryFamily:
         images = f(z)
         assert images.shape == (2, 3, *TINY[name].size)
         assert images.std() > 0.01
-        assert torch.equal(images, stock(f, name, "a red cat", "pt", latents=z, num_images_per_prompt=2))
+        torch.testing.assert_close(
+            images, stock(f, name, "a red cat", "pt", latents=z, num_images_per_prompt=2), rtol=1e-5, atol=1e-5
+        )
 
     def test_latents_equal_the_stock_call_and_decode_to_its_images(self, name: str) -> None:
         f = tiny_map(name, output="latent")
@@ -47,8 +49,10 @@ class TestEveryFamily:
         latents = f(z)
         assert latents.shape == z.shape
         options = {"latents": z, "num_images_per_prompt": 2}
-        assert torch.equal(latents, stock(f, name, "a red cat", "latent", **options))
-        assert torch.equal(f.decode(latents), stock(f, name, "a red cat", "pt", **options))
+        torch.testing.assert_close(latents, stock(f, name, "a red cat", "latent", **options), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            f.decode(latents), stock(f, name, "a red cat", "pt", **options), rtol=1e-5, atol=1e-5
+        )
 
     def test_a_prompt_for_each_row(self, name: str) -> None:
         f = tiny_map(name, PROMPTS)
@@ -56,13 +60,13 @@ class TestEveryFamily:
         z = f.sample_latents(2, seeded(1))
         negative = TINY[name].call.get("negative_prompt")
         options = {} if negative is None else {"negative_prompt": [negative] * 2}
-        assert torch.equal(f(z), stock(f, name, PROMPTS, "pt", latents=z, **options))
+        torch.testing.assert_close(f(z), stock(f, name, PROMPTS, "pt", latents=z, **options), rtol=1e-5, atol=1e-5)
 
     def test_draws_the_noise_that_the_pipeline_draws(self, name: str) -> None:
         f = tiny_map(name)
         z = f.sample_latents(1, seeded(5))
         assert z.dtype == torch.float32
-        assert torch.equal(f(z), stock(f, name, "a red cat", "pt", generator=seeded(5)))
+        torch.testing.assert_close(f(z), stock(f, name, "a red cat", "pt", generator=seeded(5)), rtol=1e-5, atol=1e-5)
         pair = f.sample_latents(2, [seeded(6), seeded(5)])
         assert torch.equal(pair[1:], z)
         assert abs(f.sample_latents(64, seeded(0)).std().item() - 1) < 0.02
