@@ -70,7 +70,7 @@ class EditTask:
         with counted(self.pipe, self.calls):
             x = self.invert(latents)
         if self.path is not None and self.path.reference is None:
-            self.path.reference = x
+            self.keep_outside(x)
         return x
 
     def keep_outside(self, x: torch.Tensor) -> None:

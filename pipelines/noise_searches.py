@@ -36,9 +36,7 @@ class ConsensusNoise(NoiseOptimizer):
     ) -> None:
         super().__init__(problem)
         checked_count("num_particles", num_particles, 2)
-        if checked_number("region", region, above=0) > 1:
-            raise ValueError(f"`region` is {region}; takes a share of at most 1")
-        if region < 1:
+        if _checked_region(region) < 1:
             options["mask"] = functools.partial(_window, tuple(problem.latents.shape[1:]), region)
         self.searches = [
             ConsensusHopping(
@@ -96,8 +94,7 @@ class DirectionalNoise(NoiseOptimizer):
         super().__init__(problem)
         if checked_count("num_directions", num_directions) > 200:
             raise ValueError(f"`num_directions` is {num_directions}; direct search takes at most 200 here")
-        if checked_number("region", region, above=0) > 1:
-            raise ValueError(f"`region` is {region}; takes a share of at most 1")
+        _checked_region(region)
         self.starts_left = min(checked_count("num_starts", num_starts), max(1, problem.num_steps // 2))
         self.starts = problem.latents.float()
         self.start_rewards = torch.full((len(self.starts),), float("-inf"), dtype=torch.float64)
@@ -225,6 +222,12 @@ def _generators(problem: NoiseProblem) -> list[torch.Generator]:
     shared = [given] * len(problem.latents) if isinstance(given, torch.Generator) else list(given)
     shared = shared * len(problem.latents) if len(shared) == 1 else shared
     return [torch.Generator().manual_seed(_seed(generator)) for generator in shared]
+
+
+def _checked_region(region: float) -> float:
+    if checked_number("region", region, above=0) > 1:
+        raise ValueError(f"`region` is {region}; takes a share of at most 1")
+    return region
 
 
 def _directions(shape: tuple[int, ...], region: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -50,23 +50,10 @@ def minimize_equality(
     c: Callable[[Tensor], Tensor],
     x0: Tensor,
     *,
-    lam0: Tensor | Literal["least_squares"] | None = None,
-    solver: Literal["auto", "dense", "minres", "sketch", "kaczmarz"] = "auto",
-    block: int = 8,
-    inner_tol: float | Literal["adaptive"] = "adaptive",
-    sharpen: bool = False,
-    restore: bool = True,
-    eta1: float = 1.0,
-    eta2: float = 0.1,
-    beta: float = 0.1,
-    nu: float = 1.5,
-    xi_b: float = 0.1,
-    tol: float = 1e-6,
     max_iter: int = 200,
-    max_inner: int = 20_000,
-    generator: torch.Generator | None = None,
     callback: Callback | None = None,
     state: dict[str, Any] | None = None,
+    **options: Any,
 ) -> ConstrainedResult:
     """min f(x) subject to c(x) = 0, by adaptive inexact sequential quadratic programming.
 
@@ -87,25 +74,10 @@ def minimize_equality(
         f: a point to a scalar, twice differentiable, without randomness.
         c: a point to (m,), m at most the number of unknowns; likewise.
         x0: where to start, of any shape. It is taken to float64 if `tol` is below 1e-4.
-        lam0: (m,), None is 0, "least_squares" is -(G G^T)^-1 G grad f, which a linear f needs.
-        solver: of the Newton system. "dense" factorizes; "sketch" is random Gaussian sketches and "kaczmarz" single
-            equations, both of the matrix; "minres" takes products with Hessian and Jacobian only; "auto" is "dense" up
-            to 500 unknowns and constraints, "minres" beyond.
-        block: columns of a sketch.
-        inner_tol: kappa, or "adaptive".
-        sharpen: kappa falls with the KKT residual, so that convergence becomes superlinear.
-        restore: see above.
-        eta1: penalty of the violation to begin with.
-        eta2: of the Lagrangian's gradient.
-        beta: of Armijo's rule, in (0, 1/2).
-        nu: > 1.
-        xi_b: least curvature on the tangents.
-        tol: ends at this KKT residual.
         max_iter: steps.
-        max_inner: sketches or products a step.
-        generator: of sketches.
         callback: called as (iteration, entry of the trace) after each; a true value ends the run.
         state: of an `AugmentedLagrangianSQP` of the same problem, to go on from.
+        options: further arguments of `AugmentedLagrangianSQP`.
 
     Raises:
         ValueError: m > n, c of another shape, values at x0 that are not finite, dependent constraints there, or more
@@ -122,9 +94,6 @@ def minimize_equality(
         >>> [round(v, 4) for v in found.x.tolist()], found.status
         ([-0.8485, -1.1314], 'converged')
     """
-    options = {"lam0": lam0, "solver": solver, "block": block, "inner_tol": inner_tol, "sharpen": sharpen,
-               "restore": restore, "eta1": eta1, "eta2": eta2, "beta": beta, "nu": nu, "xi_b": xi_b, "tol": tol,
-               "max_inner": max_inner, "generator": generator}  # fmt: skip
     loop = AugmentedLagrangianSQP(f, c, x0, **options)
     if state is not None:
         loop.load_state_dict(state)
@@ -140,7 +109,26 @@ def minimize_equality(
 
 
 class AugmentedLagrangianSQP:
-    """The loop of `minimize_equality`, a step at a time; arguments are those.
+    """The loop of `minimize_equality`, a step at a time.
+
+    Args:
+        f: as for `minimize_equality`, like `c` and `x0`.
+        lam0: (m,), None is 0, "least_squares" is -(G G^T)^-1 G grad f, which a linear f needs.
+        solver: of the Newton system. "dense" factorizes; "sketch" is random Gaussian sketches and "kaczmarz" single
+            equations, both of the matrix; "minres" takes products with Hessian and Jacobian only; "auto" is "dense" up
+            to 500 unknowns and constraints, "minres" beyond.
+        block: columns of a sketch.
+        inner_tol: kappa, or "adaptive".
+        sharpen: kappa falls with the KKT residual, so that convergence becomes superlinear.
+        restore: an infeasible start first lowers its violation by Gauss-Newton steps.
+        eta1: penalty of the violation to begin with.
+        eta2: of the Lagrangian's gradient.
+        beta: of Armijo's rule, in (0, 1/2).
+        nu: > 1.
+        xi_b: least curvature on the tangents.
+        tol: ends at this KKT residual.
+        max_inner: sketches or products a step.
+        generator: of sketches.
 
     Attributes:
         status: "iterations" while it goes on, "converged", or "line_search_failed".

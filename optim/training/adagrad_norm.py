@@ -65,17 +65,14 @@ class AdaGradNorm(TrainingOptimizer):
         }
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group after checking its numbers."""
+    def _check_group(self, group: dict[str, Any]) -> None:
         for name, bound in (
             ("lr", {"least": 0}),
             ("initial_accumulator", {"above": 0}),
             ("weight_decay", {"least": 0}),
         ):
-            value = param_group.get(name, self.defaults[name])
-            if not isinstance(value, Tensor):
-                checked_number(name, value, **bound)
-        super().add_param_group(param_group)
+            if not isinstance(group[name], Tensor):
+                checked_number(name, group[name], **bound)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -30,6 +30,21 @@ _ON_CPU = ("step", "age")
 class TrainingOptimizer(torch.optim.Optimizer):
     """A torch optimizer whose states keep their own dtypes when loaded, and that refuses gradients it cannot use."""
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group as torch.optim.Optimizer does; raises as the constructor."""
+        super().add_param_group(param_group)
+        try:
+            self._check_group(self.param_groups[-1])
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Raises ValueError or TypeError for a group's arguments, which have their defaults by then."""
+        if not isinstance(group["lr"], Tensor) or group["lr"].numel() != 1:
+            checked_number("lr", group["lr"], least=0)
+        checked_number("weight_decay", group["weight_decay"], least=0)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what `state_dict` gave; the tensors keep their dtypes.
 

@@ -101,14 +101,22 @@ class DCTAdamW(TrainingOptimizer):
         given = {name: value for name, value in locals().items() if name not in ("self", "params", "__class__")}
         super().__init__(params, {**given, "projected": True})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group as torch.optim.Optimizer does; raises as the constructor."""
-        super().add_param_group(param_group)
-        try:
-            _check_group(self.param_groups[-1])
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        checked_betas(group["betas"])
+        checked_number("eps", group["eps"], least=0)
+        for name in ("rank", "update_gap", "max_dim"):
+            checked_count(name, group[name])
+        checked_choice("basis", group["basis"], BASES)
+        if group["error_feedback"] not in ERROR_FEEDBACK:
+            raise ValueError(f"`error_feedback` is {group['error_feedback']!r}; takes None, 'full', '8bit' or '4bit'")
+        if group["norm"] not in (1, 2):
+            raise ValueError(f"`norm` is {group['norm']}; takes 1 or 2")
+        if not group["rotate"] and group["update_gap"] < 50:
+            message = (
+                "`rotate` is off: moments of different columns mix at each choice; `update_gap` should be 50 or more"
+            )
+            warnings.warn(message, UserWarning, stacklevel=4)
 
     @torch.compiler.disable  # which tensors take part depends on steps and data: a compiled loop runs this as it is
     @torch.no_grad()
@@ -187,21 +195,3 @@ def _rotate(state: dict[str, Any], selection: ColumnSelection) -> None:
     for name in ("exp_avg", "exp_avg_sq"):
         moment = state[name]
         moment.copy_(moment @ rotation if selection.side == "right" else rotation.T @ moment)
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    if not isinstance(group["lr"], Tensor) or group["lr"].numel() != 1:
-        checked_number("lr", group["lr"], least=0)
-    checked_betas(group["betas"])
-    for name in ("eps", "weight_decay"):
-        checked_number(name, group[name], least=0)
-    for name in ("rank", "update_gap", "max_dim"):
-        checked_count(name, group[name])
-    checked_choice("basis", group["basis"], BASES)
-    if group["error_feedback"] not in ERROR_FEEDBACK:
-        raise ValueError(f"`error_feedback` is {group['error_feedback']!r}; takes None, 'full', '8bit' or '4bit'")
-    if group["norm"] not in (1, 2):
-        raise ValueError(f"`norm` is {group['norm']}; takes 1 or 2")
-    if not group["rotate"] and group["update_gap"] < 50:
-        message = "`rotate` is off: moments of different columns mix at each choice; `update_gap` should be 50 or more"
-        warnings.warn(message, UserWarning, stacklevel=4)

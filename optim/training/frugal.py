@@ -122,14 +122,38 @@ class Frugal(TrainingOptimizer):
         seed = int(torch.randint(_SEED_RANGE, (), generator=source, device=source.device))
         super().__init__(params, {**given, "projected": True, "seed": seed})
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group as torch.optim.Optimizer does; raises as the constructor."""
-        super().add_param_group(param_group)
-        try:
-            _check_group(self.param_groups[-1])
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        checked_betas(group["betas"])
+        for name in ("eps", "state_free_lr_scale"):
+            checked_number(name, group[name], least=0)
+        checked_fraction("density", group["density"], closed=True)
+        checked_fraction("momentum", group["momentum"])
+        checked_fraction("dampening", group["dampening"], closed=True)
+        checked_count("update_gap", group["update_gap"])
+        for name, choices in (
+            ("projection", KINDS),
+            ("side", SIDES),
+            ("stateful", tuple(_MOMENTS)),
+            ("state_free", ("sign", "sgd", "none")),
+            ("block_order", BLOCK_ORDERS),
+        ):
+            checked_choice(name, group[name], choices)
+        if group["side"] == "full" and group["projection"] in ("dct", "randperm"):
+            raise ValueError(
+                f"`side` is 'full'; {group['projection']!r} takes one axis: left, right, std or reverse_std"
+            )
+        for number, p in enumerate(group["params"]):
+            if group["projected"] and group["projection"] != "blockwise" and p.ndim < 2:
+                raise ValueError(
+                    f"{label(group, number)} cannot be projected: takes two dimensions or more; put it into a group "
+                    "with projected=False, as frugal_param_groups does"
+                )
+        if any(p.dtype in (torch.float16, torch.bfloat16) for p in group["params"]):
+            message = (
+                "parameters in half precision: steps below their spacing vanish; keep a float32 copy of the weights"
+            )
+            warnings.warn(message, UserWarning, stacklevel=4)
 
     @torch.compiler.disable  # which tensors take part depends on steps and data: a compiled loop runs this as it is
     @torch.no_grad()
@@ -285,34 +309,3 @@ def _free(group: dict[str, Any], rests: list[Tensor]) -> list[Tensor]:
     scale = group["state_free_lr_scale"]
     directions = list(torch._foreach_sign(rests)) if group["state_free"] == "sign" else rests
     return directions if scale == 1 else list(torch._foreach_mul(directions, scale))
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    if not isinstance(group["lr"], Tensor) or group["lr"].numel() != 1:
-        checked_number("lr", group["lr"], least=0)
-    checked_betas(group["betas"])
-    for name in ("eps", "weight_decay", "state_free_lr_scale"):
-        checked_number(name, group[name], least=0)
-    checked_fraction("density", group["density"], closed=True)
-    checked_fraction("momentum", group["momentum"])
-    checked_fraction("dampening", group["dampening"], closed=True)
-    checked_count("update_gap", group["update_gap"])
-    for name, choices in (
-        ("projection", KINDS),
-        ("side", SIDES),
-        ("stateful", tuple(_MOMENTS)),
-        ("state_free", ("sign", "sgd", "none")),
-        ("block_order", BLOCK_ORDERS),
-    ):
-        checked_choice(name, group[name], choices)
-    if group["side"] == "full" and group["projection"] in ("dct", "randperm"):
-        raise ValueError(f"`side` is 'full'; {group['projection']!r} takes one axis: left, right, std or reverse_std")
-    for number, p in enumerate(group["params"]):
-        if group["projected"] and group["projection"] != "blockwise" and p.ndim < 2:
-            raise ValueError(
-                f"{label(group, number)} cannot be projected: takes two dimensions or more; put it into a group with "
-                "projected=False, as frugal_param_groups does"
-            )
-    if any(p.dtype in (torch.float16, torch.bfloat16) for p in group["params"]):
-        message = "parameters in half precision: steps below their spacing vanish; keep a float32 copy of the weights"
-        warnings.warn(message, UserWarning, stacklevel=4)

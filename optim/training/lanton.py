@@ -91,14 +91,19 @@ class Lanton(TrainingOptimizer):
         super().__init__(params, {**given, "kind": "spectral"})
         self._scales: dict[Tensor, Tensor] = {}
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group as torch.optim.Optimizer does; raises as the constructor."""
-        super().add_param_group(param_group)
-        try:
-            _check_group(self.param_groups[-1])
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        for name in ("momentum", "noise_beta"):
+            checked_fraction(name, group[name])
+        checked_number("alpha", group["alpha"], above=0)
+        checked_fraction("min_scale", group["min_scale"], closed=True)
+        checked_count("ns_steps", group["ns_steps"], least=0)
+        checked_count("noise_interval", group["noise_interval"])
+        checked_choice("adjust_lr_fn", group["adjust_lr_fn"], SCALES)
+        checked_choice("kind", group["kind"], NORM_KINDS)
+        for number, p in enumerate(group["params"]):
+            if group["kind"] == "spectral" and p.ndim != 2:
+                raise ValueError(f"{label(group, number)} is no matrix; the kind 'spectral' takes matrices only")
 
     def layer_scales(self) -> dict[str | int, float]:
         """The last step's scale of each parameter that it moved, by name or else by place among all parameters."""
@@ -209,20 +214,3 @@ def _check_references(
             if got is None or got.shape != p.shape:
                 what = "nothing" if got is None else f"shape {tuple(got.shape)}"
                 raise ValueError(f"`reference_grads` has {what} for {label(group, number)}; takes its shape")
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    if not isinstance(group["lr"], Tensor) or group["lr"].numel() != 1:
-        checked_number("lr", group["lr"], least=0)
-    for name in ("momentum", "noise_beta"):
-        checked_fraction(name, group[name])
-    checked_number("alpha", group["alpha"], above=0)
-    checked_fraction("min_scale", group["min_scale"], closed=True)
-    checked_number("weight_decay", group["weight_decay"], least=0)
-    checked_count("ns_steps", group["ns_steps"], least=0)
-    checked_count("noise_interval", group["noise_interval"])
-    checked_choice("adjust_lr_fn", group["adjust_lr_fn"], SCALES)
-    checked_choice("kind", group["kind"], NORM_KINDS)
-    for number, p in enumerate(group["params"]):
-        if group["kind"] == "spectral" and p.ndim != 2:
-            raise ValueError(f"{label(group, number)} is no matrix; the kind 'spectral' takes matrices only")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.optim.checks import checked_choice, checked_count, checked_number
+from trimtab.optim.checks import checked_choice, checked_count
 
 from .base import TrainingOptimizer, add_updates, check_finite, checked_fraction, label, state_dtype
 from .dct import project_back, select_columns
@@ -73,14 +73,17 @@ class Trion(TrainingOptimizer):
         given = {name: value for name, value in locals().items() if name not in ("self", "params", "__class__")}
         super().__init__(params, given)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group as torch.optim.Optimizer does; raises as the constructor."""
-        super().add_param_group(param_group)
-        try:
-            _check_group(self.param_groups[-1])
-        except (TypeError, ValueError):
-            self.param_groups.pop()
-            raise
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        checked_fraction("momentum", group["momentum"])
+        checked_count("rank", group["rank"])
+        checked_count("ns_steps", group["ns_steps"], least=0)
+        checked_choice("scale", group["scale"], SCALES)
+        if group["norm"] not in (1, 2):
+            raise ValueError(f"`norm` is {group['norm']}; takes 1 or 2")
+        for number, p in enumerate(group["params"]):
+            if p.ndim != 2:
+                raise ValueError(f"Trion takes matrices only; {label(group, number)} is none")
 
     @torch.compiler.disable  # which tensors take part depends on steps and data: a compiled loop runs this as it is
     @torch.no_grad()
@@ -107,18 +110,3 @@ def _direction(group: dict[str, Any], momentum: Tensor) -> Tensor:
     dtype = group["ns_dtype"] or fast_dtype(momentum.device)
     orthogonal = newton_schulz(low, group["ns_steps"], dtype=dtype).to(momentum.dtype)
     return project_back(orthogonal, selection, tuple(momentum.shape)) * step_scale(group["scale"], *momentum.shape)
-
-
-def _check_group(group: dict[str, Any]) -> None:
-    if not isinstance(group["lr"], Tensor) or group["lr"].numel() != 1:
-        checked_number("lr", group["lr"], least=0)
-    checked_number("weight_decay", group["weight_decay"], least=0)
-    checked_fraction("momentum", group["momentum"])
-    checked_count("rank", group["rank"])
-    checked_count("ns_steps", group["ns_steps"], least=0)
-    checked_choice("scale", group["scale"], SCALES)
-    if group["norm"] not in (1, 2):
-        raise ValueError(f"`norm` is {group['norm']}; takes 1 or 2")
-    for number, p in enumerate(group["params"]):
-        if p.ndim != 2:
-            raise ValueError(f"Trion takes matrices only; {label(group, number)} is none")

@@ -6,15 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
+from tests.recipes.small_model import save_small_model
 from trimtab.assets import asset_path
 from trimtab.recipes import distil as recipe
-from trimtab.recipes.assemble import assemble_pipeline, save_pipeline
 from trimtab.recipes.distil import Distillation, StraightStep, distil, load_teacher, main, teacher_end
 from trimtab.recipes.emoji_scenes import CATEGORIES, check_scene, sample_facts, write_caption
-from trimtab.recipes.train_transformer import FlowMatchingLoss, build_transformer
 from trimtab.recipes.training_loop import TrainingSettings
 
 CAPTION = "a cat to the left of an owl on a sky background"
@@ -23,19 +22,7 @@ SETTINGS = Distillation(TrainingSettings(4, 8, 1e-3, warmup_steps=0))
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A repository of the bundled model's kind whose random transformer isn't constant."""
-    torch.manual_seed(0)
-    module = FlowMatchingLoss(build_transformer(num_layers=2, num_attention_heads=1))
-    for parameter in module.transformer.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    small = {"block_out_channels": (8,) * 4, "norm_num_groups": 4, "layers_per_block": 1, "latent_channels": 8}
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    pipe = assemble_pipeline(
-        AutoencoderKL(**small, **blocks), module, latent_mean=0.0, latent_deviation=1.0, timestep_shift=1.0
-    )
-    folder = tmp_path_factory.mktemp("model")
-    save_pipeline(pipe, folder, torch.float32)
-    return folder
+    return save_small_model(tmp_path_factory.mktemp("model"), latent_mean=0.0, latent_deviation=1.0)
 
 
 @pytest.mark.parametrize("w", [1.0, 3.0])

@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 import torch
 from accelerate.tracking import GeneralTracker
-from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from PIL import Image
 
+from tests.recipes.small_model import save_small_model
 from trimtab.assets import asset_path
-from trimtab.recipes.assemble import assemble_pipeline, save_pipeline
 from trimtab.recipes.captioned_pictures import encode_pictures, object_facts, read_pictures, write_object_scenes
 from trimtab.recipes.emoji_scenes import OBJECTS, caption_words, check_scene, sample_scene
 from trimtab.recipes.emoji_scenes.new_object import BELL, known_object
 from trimtab.recipes.finetune import Finetuning, finetune, main, save_result
 from trimtab.recipes.optimizers import OPTIMIZERS, build_optimizers
-from trimtab.recipes.train_transformer import FlowMatchingLoss, build_transformer
 from trimtab.recipes.training_loop import TrainingSettings
 
 TRAINING = TrainingSettings(
@@ -30,19 +29,7 @@ TRAINING = TrainingSettings(
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A repository of the bundled model's kind whose random transformer isn't constant."""
-    torch.manual_seed(0)
-    module = FlowMatchingLoss(build_transformer(num_layers=2, num_attention_heads=1))
-    for parameter in module.transformer.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    small = {"block_out_channels": (8,) * 4, "norm_num_groups": 4, "layers_per_block": 1, "latent_channels": 8}
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    pipe = assemble_pipeline(
-        AutoencoderKL(**small, **blocks), module, latent_mean=0.5, latent_deviation=2.0, timestep_shift=1.0
-    )
-    folder = tmp_path_factory.mktemp("model")
-    save_pipeline(pipe, folder, torch.float32)
-    return folder
+    return save_small_model(tmp_path_factory.mktemp("model"), latent_mean=0.5, latent_deviation=2.0)
 
 
 @pytest.fixture(scope="module")
