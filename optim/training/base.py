@@ -17,6 +17,7 @@ __all__ = [
     "adam_directions",
     "batches",
     "check_finite",
+    "check_rates",
     "checked_betas",
     "checked_fraction",
     "label",
@@ -41,9 +42,6 @@ class TrainingOptimizer(torch.optim.Optimizer):
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raises ValueError or TypeError for a group's arguments, which have their defaults by then."""
-        if not isinstance(group["lr"], Tensor) or group["lr"].numel() != 1:
-            checked_number("lr", group["lr"], least=0)
-        checked_number("weight_decay", group["weight_decay"], least=0)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what `state_dict` gave; the tensors keep their dtypes.
@@ -80,6 +78,13 @@ class TrainingOptimizer(torch.optim.Optimizer):
             return None
         with torch.enable_grad():
             return closure()
+
+
+def check_rates(group: dict[str, Any]) -> None:
+    """Raises ValueError or TypeError unless a group's learning rate and weight decay are numbers >= 0."""
+    if not isinstance(group["lr"], Tensor) or group["lr"].numel() != 1:
+        checked_number("lr", group["lr"], least=0)
+    checked_number("weight_decay", group["weight_decay"], least=0)
 
 
 def label(group: dict[str, Any], number: int) -> str:

@@ -17,6 +17,7 @@ from .base import (
     add_updates,
     batches,
     check_finite,
+    check_rates,
     checked_betas,
     state_dtype,
 )
@@ -102,7 +103,7 @@ class DCTAdamW(TrainingOptimizer):
         super().__init__(params, {**given, "projected": True})
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
+        check_rates(group)
         checked_betas(group["betas"])
         checked_number("eps", group["eps"], least=0)
         for name in ("rank", "update_gap", "max_dim"):

@@ -17,6 +17,7 @@ from .base import (
     add_updates,
     batches,
     check_finite,
+    check_rates,
     checked_betas,
     checked_fraction,
     label,
@@ -123,7 +124,7 @@ class Frugal(TrainingOptimizer):
         super().__init__(params, {**given, "projected": True, "seed": seed})
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
+        check_rates(group)
         checked_betas(group["betas"])
         for name in ("eps", "state_free_lr_scale"):
             checked_number(name, group[name], least=0)

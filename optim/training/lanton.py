@@ -11,7 +11,16 @@ from torch import Tensor
 
 from trimtab.optim.checks import checked_choice, checked_count, checked_number
 
-from .base import TrainingOptimizer, add_updates, batches, check_finite, checked_fraction, label, state_dtype
+from .base import (
+    TrainingOptimizer,
+    add_updates,
+    batches,
+    check_finite,
+    check_rates,
+    checked_fraction,
+    label,
+    state_dtype,
+)
 from .dual_norms import NORM_KINDS, by_shape, dual_norms
 from .orthogonalize import SCALES, fast_dtype, newton_schulz, step_scale
 
@@ -92,7 +101,7 @@ class Lanton(TrainingOptimizer):
         self._scales: dict[Tensor, Tensor] = {}
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
+        check_rates(group)
         for name in ("momentum", "noise_beta"):
             checked_fraction(name, group[name])
         checked_number("alpha", group["alpha"], above=0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trimtab.optim.checks import checked_choice, checked_count
 
-from .base import TrainingOptimizer, add_updates, check_finite, checked_fraction, label, state_dtype
+from .base import TrainingOptimizer, add_updates, check_finite, check_rates, checked_fraction, label, state_dtype
 from .dct import project_back, select_columns
 from .orthogonalize import SCALES, fast_dtype, newton_schulz, step_scale
 
@@ -74,7 +74,7 @@ class Trion(TrainingOptimizer):
         super().__init__(params, given)
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
+        check_rates(group)
         checked_fraction("momentum", group["momentum"])
         checked_count("rank", group["rank"])
         checked_count("ns_steps", group["ns_steps"], least=0)
