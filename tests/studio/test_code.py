@@ -90,5 +90,5 @@ def test_edit(method, tmp_path, monkeypatch):
     made = result(job, tmp_path).iterates[-1]
     theirs = made_by_code(edit_job.python_code(job), "edited.png", tmp_path, monkeypatch)
     assert np.array_equal(np.asarray(made), theirs)
-    right = np.asarray(made)[:, 96:].astype(int) - np.asarray(image)[:, 96:]
-    assert np.abs(right).max() <= 2  # outside of the mask
+    right = np.abs(np.asarray(made)[:, 96:].astype(int) - np.asarray(image)[:, 96:])  # outside of the mask
+    assert right.mean() <= 6 if blend == "none" else right.max() <= 2  # "none": as good as the model's VAE
