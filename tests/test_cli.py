@@ -22,7 +22,7 @@ from tests.tiny_pipelines import NUMPY_IN_SCHEDULERS, tiny_pipeline
 from trimtab.cli import main
 from trimtab.commands import sampling
 from trimtab.commands.pictures import slug
-from trimtab.guidance import RESCALE_RMS, AdaptiveProjectedGuidance, attach, make_guider
+from trimtab.guidance import GUIDERS, RESCALE_RMS, AdaptiveProjectedGuidance, attach, make_guider
 from trimtab.pipelines.vocabulary import unknown_words
 
 TINY_UNET = {
@@ -111,6 +111,10 @@ def test_options_reach_the_pipeline(model, tmp_path):
         ("--seed", "1"),
     ):
         assert (mean_of(*options) != plain).any(), options
+
+
+def test_the_guidance_names_are_those_of_the_guiders():
+    assert sampling.guidance_names() == ["cfg", *sorted(set(GUIDERS) - {"cfg"})]
 
 
 @pytest.mark.parametrize("name", sampling.guidance_names())

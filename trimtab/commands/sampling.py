@@ -15,11 +15,14 @@ __all__ = ["check_guidance", "guidance_names", "sample"]
 
 def guidance_names() -> list[str]:
     """The names that ``--guidance`` takes: ``cfg``, the pipeline's own, and those of ``trimtab.guidance``."""
-    from trimtab.guidance import GUIDERS
-
-    return ["cfg", *sorted(set(GUIDERS) - {"cfg"})]
+    return list(_NAMES)
 
 
+# Written out, as reading them from trimtab.guidance imports Diffusers' guiders: most of the app's start.
+_NAMES = (
+    "cfg", "apg", "autoguidance", "cfg++", "cfg-zero", "fdg", "interval", "mambo-g", "pag", "rescale", "seg", "slg",
+    "tcfg",
+)  # fmt: skip
 _SCALES = {"apg": 10.0, "autoguidance": 2.0, "cfg++": 0.6, "fdg": 10.0, "mambo-g": 10.0}
 """Scales where none is given, of the rules whose scale means something else than plain guidance's."""
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from .libraries import wait_for_import
 from .model import LoadedModel, SharedModel
 from .words import plain_words
 
@@ -226,6 +227,7 @@ def stream(job: Job, stop: Stop, longest: float, largest_picture: int) -> Iterat
 
 
 def _work(job: Job, run: Run, updates: queue.SimpleQueue[tuple[str, Any]]) -> None:
+    wait_for_import()
     from trimtab.pipelines.vocabulary import UnknownWordsWarning
 
     stopped, error = "", ""

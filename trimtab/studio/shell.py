@@ -13,6 +13,7 @@ import gradio as gr
 from . import reading, settings
 from .cache import write_whole
 from .gpu import on_gpu
+from .libraries import import_in_background
 from .limits import BUNDLED, Limits
 from .tab import Studio, Tab
 from .taste_file import TASTE
@@ -62,6 +63,7 @@ def build_shell(names: Sequence[str]) -> gr.Blocks:
         reading.wire(tabs, bar, opened)
         own = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
         page.load(None, None, None, js=own, api_visibility="private", show_progress="hidden")
+        page.load(import_in_background, api_visibility="private", show_progress="hidden", queue=False)
         _end_with_session(page, studio)
     page.queue(max_size=limits.queue_length, default_concurrency_limit=8)
     return page
