@@ -2,11 +2,13 @@
 # `make demo` and `make test` are enough on a machine that has Python and nothing else.
 
 VENV := .venv
+# Processes of `make test`, each with one thread: most tests compute too little for two.
+WORKERS ?= 2
 PY := $(VENV)/bin/python
 SHELL := /bin/bash
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo test test-slow test-browser chromium lint types format train app clean
+.PHONY: help demo test test-slow test-browser chromium lint types docs format train app clean
 .DELETE_ON_ERROR:
 
 help:
@@ -16,6 +18,7 @@ help:
 	@echo "make test-browser  the app in Chromium"
 	@echo "make lint       ruff alone       make format  ruff, repairing"
 	@echo "make types      mypy on a plain copy of the package"
+	@echo "make docs       the documentation's site, into build/site"
 	@echo "make train      the bundled models from nothing, resumable (PRESET=cpu or gpu)"
 	@echo "make app        the Gradio app"
 
@@ -23,7 +26,7 @@ demo: $(VENV)/stamp-core
 	$(PY) -m trimtab demo --output out
 
 test: lint
-	$(PY) -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: lint
 	$(PY) -m pytest
@@ -52,6 +55,10 @@ types: $(VENV)/stamp-dev
 	rm -rf build/typed
 	$(PY) -m pip install --quiet --no-deps --no-build-isolation --target build/typed .
 	MYPYPATH=build/typed $(PY) -m mypy -p trimtab
+
+# Strict: a warning is an error.
+docs: $(VENV)/stamp-docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -W ignore -m mkdocs build --strict --quiet
 
 train: $(VENV)/stamp-training
 	$(PY) -m trimtab.recipes.train $(if $(PRESET),--preset $(PRESET))
@@ -88,6 +95,6 @@ $(VENV)/stamp-core: $(VENV)/stamp-torch pyproject.toml
 	$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/stamp-dev $(VENV)/stamp-app $(VENV)/stamp-training $(VENV)/stamp-browser: $(VENV)/stamp-%: $(VENV)/stamp-torch pyproject.toml
+$(VENV)/stamp-dev $(VENV)/stamp-app $(VENV)/stamp-training $(VENV)/stamp-browser $(VENV)/stamp-docs: $(VENV)/stamp-%: $(VENV)/stamp-torch pyproject.toml
 	$(PY) -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable ".[$*]"
 	@touch $@

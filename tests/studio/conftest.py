@@ -1,10 +1,18 @@
 """One app for the tests of its endpoints."""
 
+import gc
 import os
 
 import pytest
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def leftovers():
+    """Sockets of gradio_client that nobody closes are told of here, where it is no error, and not in other tests."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
