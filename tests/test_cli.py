@@ -63,16 +63,17 @@ def test_pictures_carry_what_made_them(model, output, capsys):
     lines = [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()]
     assert [line["seed"] for line in lines] == [5, 6]
     assert sorted(path.name for path in output.iterdir()) == sorted(
-        ["manifest.jsonl", *(line["file"] for line in lines)]
+        ["manifest.jsonl", *(line["files"][0] for line in lines)]
     )
-    assert capsys.readouterr().out.splitlines() == [str(output / line["file"]) for line in lines]
+    assert capsys.readouterr().out.splitlines() == [str(output / line["files"][0]) for line in lines]
     for line in lines:
-        with Image.open(output / line["file"]) as image:
+        with Image.open(output / line["files"][0]) as image:
             assert image.size == (16, 16)
-            assert image.text["prompt"] == line["prompt"] == "a cat"
+            assert image.text["prompt"] == line["settings"]["prompt"] == "a cat"
             assert int(image.text["seed"]) == line["seed"]
-            assert json.loads(image.text["settings"]) == line["settings"]
-            assert line["settings"]["guidance_scale"] == 4.0
+            made_by = json.loads(image.text["settings"])
+            assert (made_by["guidance_scale"], made_by["width"], made_by["device"]) == (4.0, 16, "cpu")
+            assert line["settings"]["guidance_scale"] == 4.0 and line["figures"]["width"] == 16
 
 
 def test_a_batch_gives_what_its_items_give(model, tmp_path):
@@ -296,8 +297,8 @@ def test_a_failed_write_leaves_nothing(model, output, capsys, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
     assert generate(model, "--output", str(output), "--", "a cat") == 1
-    assert "No space left" in capsys.readouterr().err
-    assert list(output.iterdir()) == []
+    assert f"{output} cannot be written: [Errno 28] No space left" in capsys.readouterr().err
+    assert not output.parent.exists()
 
 
 @pytest.mark.parametrize(

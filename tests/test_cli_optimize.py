@@ -39,7 +39,8 @@ def test_files_say_what_was_made_and_how(model, output, capsys):
     assert code == 0
     names = [f"0000-a-cat-seed{seed}" for seed in (5, 6)]
     endings = (".png", "-strip.png", "-rewards.png", ".json")
-    assert sorted(p.name for p in output.iterdir()) == sorted(name + end for name in names for end in endings)
+    files = [name + end for name in names for end in endings]
+    assert sorted(p.name for p in output.iterdir()) == sorted([*files, "manifest.jsonl"])
     lines = capsys.readouterr().out.splitlines()
     for name, line in zip(names, lines, strict=True):
         content = json.loads((output / f"{name}.json").read_text())
@@ -73,7 +74,7 @@ def test_many_from_a_file_alone_or_at_once(model, tmp_path):
     folders = []
     for size in ("1", "2"):
         folders.append(tmp_path / size)
-        assert optimize(model, folders[-1], "--jobs", str(jobs), "--batch-size", size) == 0
+        assert optimize(model, folders[-1], "--input", str(jobs), "--batch-size", size) == 0
     names = sorted(path.name for path in folders[0].glob("*.json"))
     assert names == ["0000-a-cat-seed3.json", "0001-a-dog-seed0.json", "0002-a-fox-seed0.json"]
     for name in names:
@@ -144,7 +145,7 @@ def test_a_reward_that_ends_is_said(model, output, capsys, monkeypatch):
 BAD = {
     "no prompt": ([], "at least one PROMPT"),
     "blank prompt": (["--", " "], "a prompt must have a word in it"),
-    "no file": (["--jobs", "/no/such/file"], "--jobs takes a JSONL file; /no/such/file"),
+    "no file": (["--input", "/no/such/file"], "--input takes a JSONL file; /no/such/file"),
     "unknown reward": (["--reward", "hps", "--", "a cat"], "--reward: `source` is 'hps'; takes bundled"),
     "unknown monitor": (["--monitor", "hps", "--", "a cat"], "--monitor: `source` is 'hps'"),
     "not converted": (["--reward", "hpsv2.1", "--", "a cat"], "published as a pickle"),
@@ -176,19 +177,19 @@ def test_bad_input_is_one_line_and_nothing_written(name, model, output, capsys, 
     ("line", "words"),
     [
         ("{]", "line 2: no JSON"),
-        ("[]", "line 2: takes an object with a prompt; got []"),
-        ('{"seed": 1}', "takes an object with a prompt"),
-        ('{"prompt": "a cat", "sed": 1}', "knows no sed; takes prompt, seed"),
-        ('{"prompt": "a cat", "seed": -1}', '"seed" takes a whole number, 0 or more; got -1'),
+        ("[]", "line 2: takes an object with prompt; got []"),
+        ('{"seed": 1}', "line 2: lacks prompt"),
+        ('{"prompt": "a cat", "sed": 1}', "knows no sed; takes prompt, negative_prompt, seed"),
+        ('{"prompt": "a cat", "seed": -1}', '"seed" takes a whole number, 0 to 2**63 - 1; got -1'),
         ('{"prompt": 3}', '"prompt" takes a text; got 3'),
     ],
 )
 def test_lines_that_are_no_job(line, words, model, output, tmp_path, capsys):
     file = tmp_path / "jobs.jsonl"
-    file.write_text(f'{{"prompt": "a cat"}}\n{line}\n')
-    _assert_one_line(optimize(model, output, "--jobs", str(file)), words, capsys)
+    file.write_text(f"\n{line}\n")
+    _assert_one_line(optimize(model, output, "--input", str(file)), words, capsys)
     file.write_text("\n")
-    _assert_one_line(optimize(model, output, "--jobs", str(file)), "at least one PROMPT", capsys)
+    _assert_one_line(optimize(model, output, "--input", str(file)), "a job a line", capsys)
     assert not output.parent.exists()
 
 
@@ -213,7 +214,7 @@ def test_curves_are_drawn_where_their_numbers_are():
 @pytest.mark.parametrize("preset", [None, "default", "paper", "sphere", "mine.json", "flux-schnell"])
 def test_the_bundled_model_takes_four_steps_unless_a_preset_says_how_to_call_it(preset):
     job = {"model": "bundled", "steps": None, "guidance_scale": None, "height": None, "width": None}
-    job |= {**dict.fromkeys(optimize_command._OF_THE_RUN), "preset": preset, "learning_rate": None}
+    job |= {**dict.fromkeys(optimize_command.OF_THE_RUN), "preset": preset, "learning_rate": None}
     own = preset == "flux-schnell"
     assert optimize_command._few_steps(job) is not own
     call = optimize_command._call(tiny_pipeline("sd3"), job)

@@ -20,7 +20,7 @@ from trimtab.commands import (
     reconstruct,
     tune,
 )
-from trimtab.commands.errors import UsageError, first_line
+from trimtab.commands.errors import FailedJobs, UsageError, first_line
 
 __all__ = ["main"]
 
@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 when all went well, 2 when what was given cannot be used, 1 when the machine failed
-        (a full disk, a picture of NaN), 130 when interrupted. Errors are one line on stderr.
+        (a full disk, a picture of NaN) or some of many jobs failed, 130 when interrupted. Errors are one line on
+        stderr.
     """
     try:
         args = _parser().parse_args(argv)
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"trimtab: error: {error}", file=sys.stderr)
         return 2
-    except (OSError, FloatingPointError, MemoryError) as error:
+    except (OSError, FloatingPointError, MemoryError, FailedJobs) as error:
         print(f"trimtab: error: {first_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -40,7 +40,7 @@ def test_one_edit(model: str, picture: Path, tmp_path: Path, capsys: pytest.Capt
     prompts = ["--source-prompt", "a red cat", "--prompt", "two dog"]
     assert run(picture, *prompts, "--model", model, "--output", out, *QUICK) == 0
     files = sorted(path.name for path in out.iterdir())
-    assert files == ["a-cat-two-dog-strip.png", "a-cat-two-dog.json", "a-cat-two-dog.png"]
+    assert files == ["a-cat-two-dog-strip.png", "a-cat-two-dog.json", "a-cat-two-dog.png", "manifest.jsonl"]
     assert [Path(line).name for line in capsys.readouterr().out.splitlines()] == [files[2], files[0], files[1]]
     report = json.loads((out / files[1]).read_text())
     assert len(report["residuals"]) == 3 and report["evaluations"] == [4 - 1 + 4, 11, 15]  # 2 of 3 steps, guided
@@ -112,7 +112,7 @@ def test_many_edits_resume(model: str, picture: Path, tmp_path: Path, capsys: py
         },
     ]
     jobs.write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
-    arguments = ["--jobs", jobs, "--model", model, "--output", tmp_path / "out", *QUICK]
+    arguments = ["--input", jobs, "--model", model, "--output", tmp_path / "out", *QUICK]
     assert run(*arguments) == 0
     reports = {path.stem: path for path in (tmp_path / "out").glob("*.json")}
     assert set(reports) == {"0000-two-dog", "0001-a-green-apple"}
@@ -130,25 +130,13 @@ def test_many_edits_resume(model: str, picture: Path, tmp_path: Path, capsys: py
     assert reports["0001-a-green-apple"].stat().st_mtime_ns > before
 
 
-def test_processes_share_the_edits(model: str, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs = tmp_path / "jobs.jsonl"
-    line = json.dumps({"image": str(picture), "source_prompt": "a red cat", "prompt": "two dog"})
-    jobs.write_text("\n".join([line] * 3))
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    arguments = ["--jobs", jobs, "--model", model, "--output", tmp_path / "out", *QUICK, "--iterations", "0"]
-    for rank, names in (("1", {"0001"}), ("0", {"0000", "0001", "0002"})):
-        monkeypatch.setenv("RANK", rank)
-        assert run(*arguments) == 0
-        assert {path.name[:4] for path in (tmp_path / "out").glob("*.json")} == names
-
-
 PROMPTS = ["--source-prompt", "a red cat", "--prompt", "two dog"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give IMAGE, --source-prompt, --prompt, or a file of edits with --jobs"),
+        ([], "give IMAGE, --source-prompt, --prompt, or a file of edits with --input"),
         (["{picture}", "--prompt", "a"], "give --source-prompt, or a file"),
         (["none.png", *PROMPTS], "IMAGE takes a picture's file; none.png is none"),
         (["{text}", *PROMPTS], "text.png is no picture that can be read"),
@@ -164,13 +152,13 @@ PROMPTS = ["--source-prompt", "a red cat", "--prompt", "two dog"]
         (["{picture}", *PROMPTS, "--blend", "poisson"], "--blend takes a mask beside it; there is none"),
         (["{picture}", *PROMPTS, "--mask", "{picture}", "--blend", "smear"], "`blend` is 'smear'; takes None, 'none'"),
         (["{picture}", *PROMPTS, "--height", "16"], "`height` is 16 and `width` is None"),
-        (["{picture}", "--jobs", "jobs.jsonl"], "--jobs has the pictures and prompts; leave IMAGE away"),
-        (["--jobs", "none.jsonl"], "--jobs takes a JSONL file; none.jsonl"),
-        (["--jobs", "{empty}"], "--jobs takes a file with an edit a line"),
-        (["--jobs", "{broken}"], "broken.jsonl line 2: no JSON"),
-        (["--jobs", "{unknown}"], 'unknown.jsonl line 1: knows no promt; takes image, source_prompt, prompt'),
-        (["--jobs", "{lacking}"], "lacking.jsonl line 1: lacks source_prompt, prompt"),
-        (["--jobs", "{wrong}"], 'wrong.jsonl line 1: "strength" takes a number; got \'much\''),
+        (["{picture}", "--input", "jobs.jsonl"], "--input has the pictures and prompts; leave IMAGE away"),
+        (["--input", "none.jsonl"], "--input takes a JSONL file; none.jsonl"),
+        (["--input", "{empty}"], "--input takes a file with a job a line"),
+        (["--input", "{broken}"], "broken.jsonl line 1: no JSON"),
+        (["--input", "{unknown}"], 'unknown.jsonl line 1: knows no promt; takes image, source_prompt, prompt'),
+        (["--input", "{lacking}"], "lacking.jsonl line 1: lacks source_prompt, prompt"),
+        (["--input", "{wrong}"], 'wrong.jsonl line 1: "strength" takes a number; got \'much\''),
         (["{picture}", *PROMPTS, "--steps", "many"], "argument --steps: invalid int value: 'many'"),
     ],
 )  # fmt: skip
@@ -181,7 +169,7 @@ def test_what_cannot_be_used_is_one_line(
     files = {
         "text.png": "no picture",
         "empty.jsonl": "\n",
-        "broken.jsonl": good + "\n{",
+        "broken.jsonl": "{",
         "unknown.jsonl": json.dumps({"image": "a", "promt": "b"}),
         "lacking.jsonl": json.dumps({"image": "a"}),
         "wrong.jsonl": good[:-1] + ', "strength": "much"}',

@@ -223,7 +223,7 @@ def test_command(model, tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == names | {"manifest.jsonl"}
     lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
     assert [line["files"][0] for line in lines] == ["a-chair-reconstruction.ply", "box-reconstruction.ply"]
-    assert lines[0]["distances"]["chamfer"] > 0 and lines[0]["source"] == str(source)
+    assert lines[0]["figures"]["chamfer"] > 0 and lines[0]["settings"]["file"] == str(source)
     assert load_point_cloud(out / "a-chair-reconstruction.ply").shape == (40, 3)
     with Image.open(out / "box-reconstruction.gif") as image:
         assert image.size == (64, 32) and image.n_frames == 3
@@ -232,7 +232,7 @@ def test_command(model, tmp_path, capsys):
     before = (out / "box-reconstruction.ply").stat().st_mtime_ns
     capsys.readouterr()
     assert main(["reconstruct", str(source), str(tmp_path / "box.stl"), *small]) == 0
-    assert capsys.readouterr().out.count("done before") == 2
+    assert "2 of 2 clouds are in" in capsys.readouterr().err
     assert (out / "box-reconstruction.ply").stat().st_mtime_ns == before
 
 
@@ -254,7 +254,7 @@ def test_command_never_mixes_files_up(model, tmp_path, capsys):
     assert main(["reconstruct", sources[0], *small, "--seed", "1"]) == 0
     assert not torch.allclose(load_point_cloud(out / f"{stems[0]}.xyz"), clouds[0])
     assert main(["reconstruct", sources[0], *small]) == 0
-    assert "done before" not in capsys.readouterr().out
+    assert "are in" not in capsys.readouterr().err
     torch.testing.assert_close(load_point_cloud(out / f"{stems[0]}.xyz"), clouds[0])
 
 

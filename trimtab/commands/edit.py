@@ -1,17 +1,17 @@
 """``trimtab edit``: a picture in, the edits of it out."""
 
 import argparse
-import json
 import math
-import os
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.commands.edit_jobs import OPTIONAL, edit_jobs
+from trimtab.commands.edit_jobs import KEYS, edit_jobs
 from trimtab.commands.errors import UsageError, first_line
+from trimtab.commands.job_runner import Outcome, run_jobs
+from trimtab.commands.jobs import Job, add_input_argument
 from trimtab.commands.model import add_model_arguments, check_model, load_pipeline
 from trimtab.commands.pictures import check_folder, save_png, write_json
 from trimtab.commands.words import report_unknown_words
@@ -19,7 +19,7 @@ from trimtab.commands.words import report_unknown_words
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["add_parser", "as_picture", "edit_one", "run", "sequence_length", "strip"]
+__all__ = ["add_parser", "as_picture", "run", "sequence_length", "strip"]
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,20 +28,16 @@ def add_parser(subparsers: Any) -> None:
         "edit",
         help="edits pictures, without training",
         description="Edits a picture: writes a strip of all iterates, from the freest edit to the closest to the "
-        "picture, the one that was picked, and a JSON of residuals and evaluations. A JSONL file has many edits, one "
-        "a line; those whose JSON is in the folder already are left alone, so an interrupted run goes on where it was.",
+        "picture, the one that was picked, a JSON of residuals and evaluations, and a line into manifest.jsonl. Edits "
+        "that it has are left alone, so an interrupted run goes on where it was; `accelerate launch -m trimtab edit "
+        "...` shares them among processes.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("image", nargs="?", metavar="IMAGE", help="the picture's file")
     add("--source-prompt", metavar="TEXT", help="what the picture shows")
     add("--prompt", metavar="TEXT", help="what it is to show")
-    add(
-        "--jobs",
-        metavar="FILE",
-        help="a JSONL file in place of IMAGE and the prompts: image, source_prompt and prompt a line, and any of "
-        f"{', '.join(OPTIONAL)}; paths from the file's folder",
-    )
+    add_input_argument(parser, KEYS)
     add("--negative-prompt", metavar="TEXT", help="what to guide away from")
     add("--mask", metavar="FILE", help="white where the picture may change; the rest is kept pixel by pixel")
     add(
@@ -71,6 +67,13 @@ def add_parser(subparsers: Any) -> None:
         help="with --width; default: the picture's proportions, the model's area",
     )
     add("--width", type=int, metavar="PIXELS", help="with --height")
+    add(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="edits at once; those whose step size is estimated are made alone (default: 1)",
+    )
     add_model_arguments(parser)
     add("--output", default="out", metavar="FOLDER", help="made if missing (default: out)")
     parser.set_defaults(run=run)
@@ -80,106 +83,138 @@ def run(args: argparse.Namespace) -> None:
     """Makes the edits.
 
     Raises:
-        UsageError: if an argument cannot be used; nothing was written then, or only the edits before the one at fault.
+        UsageError: if an argument cannot be used; nothing was written then.
+        FailedJobs: if some of the lines of ``--input`` failed.
     """
-    jobs = edit_jobs(args)
+    if args.batch_size < 1:
+        raise UsageError(f"--batch-size takes a whole number, 1 or more; got {args.batch_size}")
+    jobs = edit_jobs(args, _Edit.endings)
     folder = check_folder(args.output)
-    model = check_model(args.model)
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    mine = [(name, job) for index, (name, job) in enumerate(jobs) if index % world == rank]
-    todo = [(name, job) for name, job in mine if not _is_done(folder / f"{name}.json", job)]
-    if len(todo) < len(mine):
-        print(f"{len(mine) - len(todo)} of {len(mine)} edits are in {folder} already", file=sys.stderr)
-    if not todo:
-        return
-
-    from tqdm import tqdm
-
-    from trimtab.pipelines import FlowOptPipeline
-
-    pipe = load_pipeline(model, args.dtype, _device(args.device))
-    try:
-        edit = FlowOptPipeline.from_pipe(pipe)
-    except ValueError as error:
-        raise UsageError(f"--model: {first_line(error)}") from None
-    report_unknown_words(pipe, [job[key] for _, job in todo for key in ("source_prompt", "prompt")])
-    edit.set_progress_bar_config(desc="iterates", leave=False, position=1, disable=None)
-    for name, job in tqdm(todo, desc="edits", unit="edit", disable=None if len(todo) > 1 else True):
-        for path in edit_one(edit, job, folder, name, {"model": args.model or "bundled"}):
-            tqdm.write(str(path), file=sys.stdout)
+    options = {"batch_size": args.batch_size, "device": args.device, "keep_going": args.input is not None}
+    run_jobs(_Edit(args, jobs, check_model(args.model)), folder, **options)
 
 
-def edit_one(edit: Any, job: Mapping[str, Any], folder: Path, name: str, made_by: Mapping[str, Any]) -> list[Path]:
-    """Makes one edit and writes its three files, the JSON last.
+class _Edit:
+    noun, endings = "edits", (".png", "-strip.png", ".json")
 
-    Args:
-        edit: a FlowOpt pipeline.
-        job: an edit's settings, complete.
-        folder: where to, made if missing.
-        name: of the files, before their endings.
-        made_by: what else the JSON is to say.
+    def __init__(self, args: argparse.Namespace, jobs: list[Job], model: str) -> None:
+        self._args, self._jobs, self._model = args, jobs, model
+        self._edit: Any = None
 
-    Returns:
-        The files.
+    def jobs(self, folder: Path) -> list[Job]:
+        return self._jobs
 
-    Raises:
-        UsageError: if the pipeline refuses the edit.
-    """
+    def load(self, jobs: Sequence[Job], device: str, *, first: bool) -> None:
+        from trimtab.pipelines import FlowOptPipeline
+
+        pipe = load_pipeline(self._model, self._args.dtype, device)
+        try:
+            self._edit = FlowOptPipeline.from_pipe(pipe)
+        except ValueError as error:
+            raise UsageError(f"--model: {first_line(error)}") from None
+        if first:
+            texts = [job.settings[key] for job in jobs for key in ("source_prompt", "prompt")]
+            report_unknown_words(pipe, list(dict.fromkeys(texts)))
+        shown = None if first else True
+        self._edit.set_progress_bar_config(desc="iterates", leave=False, position=1, disable=shown)
+
+    def group(self, job: Job) -> Hashable:
+        """An estimated step depends on its neighbours; pictures of one batch have one size."""
+        settings = job.settings
+        if self._args.batch_size == 1 or (settings["step_size"] is None and settings["acceleration"] != "inverse"):
+            return None
+        alike = [value for key, value in settings.items() if key not in ("image", "prompt", "source_prompt", "mask")]
+        return (*alike, settings["mask"] is None, _proportions(settings["image"]))
+
+    def make(self, batch: Sequence[Job]) -> list[Callable[[Path], Outcome]]:
+        start = time.perf_counter()
+        result = _call(self._edit, [job.settings for job in batch])
+        pictures = [state.images for state in result.history]
+        if not all(bool(images.isfinite().all()) for images in pictures):
+            raise FloatingPointError("an edit is not finite: lower --guidance-scale or take --dtype float32")
+        seconds = round((time.perf_counter() - start) / len(batch), 3)
+        return [
+            partial(_write, job, [as_picture(images[row]) for images in pictures], _figures(result, row), seconds)
+            for row, job in enumerate(batch)
+        ]
+
+
+def _call(edit: Any, jobs: Sequence[Mapping[str, Any]]) -> Any:
+    """The pipeline's result of edits that are alike but for pictures and prompts."""
     import torch
 
-    start = time.perf_counter()
+    common, every = jobs[0], {key: [job[key] for job in jobs] for key in ("image", "prompt", "source_prompt", "mask")}
     try:
-        result = edit(
-            image=job["image"],
-            prompt=job["prompt"],
-            source_prompt=job["source_prompt"],
-            negative_prompt=job["negative_prompt"],
-            mask_image=job["mask"],
-            blend=job["blend"],
-            strength=job["strength"],
-            guidance_scale=job["guidance_scale"],
-            num_inference_steps=job["steps"],
-            num_optimization_steps=job["iterations"],
-            step_size=job["step_size"],
-            acceleration=job["acceleration"],
-            locality=job["locality"],
-            height=job["height"],
-            width=job["width"],
+        return edit(
+            image=every["image"],
+            prompt=every["prompt"],
+            source_prompt=every["source_prompt"],
+            negative_prompt=common["negative_prompt"],
+            mask_image=None if common["mask"] is None else every["mask"],
+            blend=common["blend"],
+            strength=common["strength"],
+            guidance_scale=common["guidance_scale"],
+            num_inference_steps=common["steps"],
+            num_optimization_steps=common["iterations"],
+            step_size=common["step_size"],
+            acceleration=common["acceleration"],
+            locality=common["locality"],
+            height=common["height"],
+            width=common["width"],
             keep_history=True,
             output_type="latent",
             **sequence_length(edit),
         )
     except torch.OutOfMemoryError as error:
-        raise MemoryError(f"the picture is too large for the device: {first_line(error)}") from error
+        raise MemoryError(f"{len(jobs)} pictures are too large for the device: {first_line(error)}") from error
     except (ValueError, TypeError) as error:
-        raise UsageError(f"{job['image']}: {first_line(error)}") from error
-    pictures = [as_picture(state.images[0]) for state in result.history]
-    picked = len(pictures) - 1 if job["pick"] is None else min(job["pick"], len(pictures) - 1)
-    residuals = [float(value) for value in result.residuals[:, 0]]
+        raise UsageError(f"{common['image']}: {first_line(error)}") from error
+
+
+def _figures(result: Any, row: int) -> dict[str, Any]:
+    return {
+        "residuals": [float(value) for value in result.residuals[:, row]],
+        "evaluations": [state.num_function_evaluations for state in result.history],
+        "step_size": float(result.step_size[row]),
+    }
+
+
+def _write(job: Job, pictures: "Sequence[Image]", figures: Mapping[str, Any], seconds: float, folder: Path) -> Outcome:
+    """Writes an edit's three files, the JSON last."""
     from trimtab.pipelines.images import fit_images, load_image
 
-    source = as_picture(fit_images([load_image(job["image"])], pictures[0].size)[0])
-    labels = ["source", *(f"{k}: residual {value:.3g}" for k, value in enumerate(residuals))]
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{name}{ending}" for ending in (".png", "-strip.png", ".json")]
-    settings = {"prompt": job["prompt"], "settings": {**made_by, **job}}
-    save_png(pictures[picked], paths[0], settings)
-    save_png(strip([source, *pictures], labels, marked=picked + 1), paths[1], settings)
-    write_json(
-        paths[2],
-        {
-            **made_by,
-            "job": dict(job),
-            "picked": picked,
-            "residuals": residuals,
-            "evaluations": [state.num_function_evaluations for state in result.history],
-            "step_size": float(result.step_size[0]),
-            "size": list(pictures[0].size),
-            "seconds": round(time.perf_counter() - start, 3),
-            "files": [path.name for path in paths[:2]],
-        },
-    )
-    return paths
+    settings = dict(job.settings)
+    picked = len(pictures) - 1 if settings["pick"] is None else min(settings["pick"], len(pictures) - 1)
+    source = as_picture(fit_images([load_image(settings["image"])], pictures[0].size)[0])
+    labels = ["source", *(f"{k}: residual {value:.3g}" for k, value in enumerate(figures["residuals"]))]
+    paths = [folder / f"{job.name}{ending}" for ending in _Edit.endings]
+    made_by = {"prompt": settings["prompt"], "settings": settings}
+    save_png(pictures[picked], paths[0], made_by)
+    save_png(strip([source, *pictures], labels, marked=picked + 1), paths[1], made_by)
+    files = [path.name for path in paths]
+    report = {"job": settings, "picked": picked, **figures, "size": list(pictures[0].size), "files": files[:2]}
+    write_json(paths[2], report)
+    last = {
+        "picked": picked,
+        "residual": figures["residuals"][picked],
+        "evaluations": figures["evaluations"][-1],
+        "step_size": figures["step_size"],
+        "seconds": seconds,
+    }
+    return Outcome(files, last, [str(path) for path in paths])
+
+
+def _proportions(image: str) -> float | None:
+    """Width by height, as a picture's file says, upright; None where it can't be read, which its turn tells."""
+    from PIL import Image
+
+    try:
+        with Image.open(image) as opened:
+            width, height = opened.size
+            turned = opened.getexif().get(0x0112, 1) >= 5
+    except Exception:  # broken files raise nearly anything
+        return None
+    return height / width if turned else width / height
 
 
 def strip(pictures: "Sequence[Image]", labels: Sequence[str], *, marked: int | None = None) -> "Image":
@@ -221,21 +256,3 @@ def sequence_length(pipe: Any) -> dict[str, int]:
 
     short = word_level_tokenizers(pipe) and "max_sequence_length" in stock_arguments(pipe)
     return {"max_sequence_length": 16} if short else {}
-
-
-def _device(device: str) -> str:
-    """Under ``accelerate launch`` each process takes the accelerator of its number."""
-    if device != "auto" or "LOCAL_RANK" not in os.environ:
-        return device
-    import torch
-
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return f"{found.type}:{os.environ['LOCAL_RANK']}" if found else device
-
-
-def _is_done(path: Path, job: Mapping[str, Any]) -> bool:
-    """Whether the JSON of just this edit is there: it is written last."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")).get("job") == job
-    except (OSError, ValueError, AttributeError):
-        return False

@@ -2,14 +2,16 @@
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from trimtab.commands.errors import UsageError
-from trimtab.commands.json_lines import json_lines
+from trimtab.commands.jobs import Job, check_keys, read_jobs
+from trimtab.commands.json_lines import given_path
 from trimtab.commands.pictures import slug
 
-__all__ = ["OPTIONAL", "edit_jobs"]
+__all__ = ["KEYS", "OPTIONAL", "edit_jobs"]
 
 _REQUIRED = {"image": str, "source_prompt": str, "prompt": str}
 OPTIONAL: dict[str, Any] = {
@@ -27,48 +29,40 @@ OPTIONAL: dict[str, Any] = {
     "height": int,
     "width": int,
 }
+KEYS = (*_REQUIRED, *OPTIONAL)
 
 
-def edit_jobs(args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
-    """Names and settings of the edits that are asked for.
+def edit_jobs(args: argparse.Namespace, endings: Sequence[str]) -> list[Job]:
+    """The edits that are asked for.
 
     Args:
         args: the command's, with an attribute for each key of a line of the file.
+        endings: all that an edit's files may end in.
 
     Returns:
-        A name for its files and the complete settings of each edit, paths resolved.
+        Each with complete settings, paths resolved.
 
     Raises:
-        UsageError: if a setting is missing, unknown, of the wrong type or out of range, or a file isn't there.
+        UsageError: if a setting is missing, unknown, of the wrong type or out of range, or a file isn't there; of a
+            JSONL file only where that holds for every line.
     """
+    made_by = {"model": args.model or "bundled", "dtype": args.dtype}
     defaults = {key: getattr(args, key) for key in OPTIONAL}
-    if args.jobs is None:
+    if args.input is None:
         given = {key: getattr(args, key) for key in _REQUIRED}
         if missing := [_flag(key) for key, value in given.items() if value is None]:
-            raise UsageError(f"give {', '.join(missing)}, or a file of edits with --jobs")
+            raise UsageError(f"give {', '.join(missing)}, or a file of edits with --input")
         job = _checked({**defaults, **given}, Path(), "")
-        return [(f"{slug(Path(args.image).stem, 24)}-{slug(args.prompt)}", job)]
+        return [Job(f"{slug(Path(args.image).stem, 24)}-{slug(args.prompt)}", {**made_by, **job})]
     if given := [_flag(key) for key in _REQUIRED if getattr(args, key) is not None]:
-        raise UsageError(f"--jobs has the pictures and prompts; leave {', '.join(given)} away")
-    file = Path(args.jobs).expanduser()
-    jobs = []
-    for where, line, value in json_lines(file):
-        job = _checked({**defaults, **_entry(value, line, where)}, file.parent, where)
-        jobs.append((f"{len(jobs):04d}-{slug(job['prompt'])}", job))
-    if not jobs:
-        raise UsageError(f"--jobs takes a file with an edit a line; {file} has none")
-    return jobs
+        raise UsageError(f"--input has the pictures and prompts; leave {', '.join(given)} away")
 
+    def settings(line: Any, where: str, beside: Path) -> list[dict[str, Any]]:
+        check_keys(line, KEYS, where, list(_REQUIRED))
+        asked = {key: value for key, value in line.items() if key != "id"}
+        return [{**made_by, **_checked({**defaults, **asked}, beside, where)}]
 
-def _entry(job: Any, line: str, where: str) -> dict[str, Any]:
-    if not isinstance(job, dict):
-        raise UsageError(f"{where}takes an object with {', '.join(_REQUIRED)}; got {line.strip()[:40]}")
-    if unknown := set(job) - set(_REQUIRED) - set(OPTIONAL):
-        known = ", ".join([*_REQUIRED, *OPTIONAL])
-        raise UsageError(f"{where}knows no {', '.join(sorted(unknown))}; takes {known}")
-    if missing := [key for key in _REQUIRED if key not in job]:
-        raise UsageError(f"{where}lacks {', '.join(missing)}")
-    return job
+    return read_jobs(args.input, settings, lambda index, job: f"{index:04d}-{slug(job['prompt'])}", endings)
 
 
 def _checked(job: dict[str, Any], folder: Path, where: str) -> dict[str, Any]:
@@ -97,7 +91,7 @@ def _checked(job: dict[str, Any], folder: Path, where: str) -> dict[str, Any]:
             raise UsageError(f"{where}{_named(key, where)} takes a finite positive number; got {value}")
     for key in ("image", "mask"):
         if job[key] is not None:
-            path = folder / Path(job[key]).expanduser()
+            path = folder / given_path(job[key], f"{where}{_named(key, where)}")
             if not path.is_file():
                 raise UsageError(f"{where}{_named(key, where)} takes a picture's file; {path} is none")
             job[key] = str(path)

@@ -1,10 +1,14 @@
-"""The error that a command answers with one line and exit code 2."""
+"""The errors that a command answers with one line."""
 
-__all__ = ["UsageError", "first_line"]
+__all__ = ["FailedJobs", "UsageError", "first_line"]
 
 
 class UsageError(ValueError):
     """What the user gave cannot be used; the message says what was wrong and what is taken."""
+
+
+class FailedJobs(Exception):
+    """Some jobs of many failed, and the others are done."""
 
 
 def first_line(error: BaseException) -> str:

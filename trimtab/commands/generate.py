@@ -2,21 +2,29 @@
 
 import argparse
 import math
-import sys
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trimtab.commands.errors import UsageError, first_line
+from trimtab.commands.job_runner import Outcome, run_jobs
+from trimtab.commands.jobs import KEYS, Job, Key, add_input_argument, check_entry, read_jobs
+from trimtab.commands.json_lines import given_path
 from trimtab.commands.model import (
     add_model_arguments,
     check_model,
     load_pipeline,
     stated_size_multiple,
 )
-from trimtab.commands.pictures import append_manifest, check_folder, save_png, slug
+from trimtab.commands.pictures import check_folder, save_png, slug
 from trimtab.commands.words import report_unknown_words
 
-__all__ = ["add_parser", "run"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["add_parser", "check_size", "run"]
 
 
 def add_parser(subparsers: Any) -> None:
@@ -26,12 +34,14 @@ def add_parser(subparsers: Any) -> None:
         help="pictures of prompts, under a guidance rule",
         description="Writes pictures of prompts as PNG files, each with its prompt, seed and settings in it, "
         "and a line a picture into manifest.jsonl. Picture i of a prompt has seed SEED + i, whatever is "
-        "made beside it.",
+        "made beside it. Pictures that the manifest has are left alone, so an interrupted run goes on where it was; "
+        "`accelerate launch -m trimtab generate ...` shares the pictures among processes.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("prompts", nargs="*", metavar="PROMPT", help="what to show")
     add("--prompt-file", metavar="FILE", help="a text file with a prompt a line, besides those given")
+    add_input_argument(parser, _KEYS)
     add("--negative-prompt", metavar="TEXT", help="what to guide away from")
     add(
         "--guidance",
@@ -62,62 +72,94 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         UsageError: if an argument cannot be used; nothing was written then.
+        FailedJobs: if some of the lines of ``--input`` failed.
     """
-    prompts = _prompts(args.prompts, args.prompt_file)
+    if args.input is not None and (args.prompts or args.prompt_file):
+        raise UsageError("--input has the prompts; leave PROMPT and --prompt-file away")
+    prompts = _prompts(args.prompts, args.prompt_file) if args.input is None else []
     folder = check_folder(args.output)
-    model = check_model(args.model)
-    _check_size(args, stated_size_multiple(model))
-
-    from trimtab.commands.sampling import check_guidance, sample
-    from trimtab.pipelines.families import size_multiple
-
-    args.guidance_scale = check_guidance(args.guidance, args.guidance_scale)
-    pipe = load_pipeline(model, args.dtype, args.device)
-    _check_size(args, size_multiple(pipe))
-    report_unknown_words(pipe, [*prompts, args.negative_prompt or ""])
-
-    from tqdm import tqdm
-
-    jobs = [(index, prompt, args.seed + i) for index, prompt in enumerate(prompts) for i in range(args.num_images)]
-    pipe.set_progress_bar_config(desc="steps", leave=False, position=1, disable=None)
-    with tqdm(total=len(jobs), desc="pictures", unit="picture", disable=None) as progress:
-        for start in range(0, len(jobs), args.batch_size):
-            batch = jobs[start : start + args.batch_size]
-            images = sample(
-                pipe,
-                [prompt for _, prompt, _ in batch],
-                [seed for _, _, seed in batch],
-                guidance=args.guidance,
-                guidance_scale=args.guidance_scale,
-                steps=args.steps,
-                height=args.height,
-                width=args.width,
-                negative_prompt=args.negative_prompt,
-            )
-            folder.mkdir(parents=True, exist_ok=True)
-            for (index, prompt, seed), image in zip(batch, images, strict=True):
-                rule = f"{Path(args.guidance).name.removesuffix('.json')}-{args.guidance_scale:g}"
-                path = folder / f"{index:04d}-{slug(prompt)}-{rule}-seed{seed}.png"
-                made_by = {"prompt": prompt, "seed": seed, "settings": _settings(args, pipe, image.size)}
-                save_png(image, path, made_by)
-                append_manifest(folder, {"file": path.name, **made_by})
-                tqdm.write(str(path), file=sys.stdout)
-                progress.update()
+    options = {"batch_size": args.batch_size, "device": args.device, "keep_going": args.input is not None}
+    run_jobs(_Generate(args, prompts, check_model(args.model)), folder, **options)
 
 
-def _settings(args: argparse.Namespace, pipe: Any, size: tuple[int, int]) -> dict[str, Any]:
-    return {
-        "model": args.model or "bundled",
-        "pipeline": type(pipe).__name__,
-        "negative_prompt": args.negative_prompt,
-        "guidance": args.guidance,
-        "guidance_scale": args.guidance_scale,
-        "steps": args.steps,
-        "width": size[0],
-        "height": size[1],
-        "dtype": str(pipe.dtype).removeprefix("torch."),
-        "device": str(pipe.device),
-    }
+class _Generate:
+    noun, endings = "pictures", (".png",)
+
+    def __init__(self, args: argparse.Namespace, prompts: Sequence[str], model: str) -> None:
+        self._args, self._prompts, self._model = args, prompts, model
+        self._multiple = stated_size_multiple(model)
+        self._pipe: Any = None
+
+    def jobs(self, folder: Path) -> list[Job]:
+        if self._args.input is not None:
+            return read_jobs(self._args.input, self._settings, _name, self.endings)
+        lines = enumerate({"prompt": prompt} for prompt in self._prompts)
+        return [Job(_name(i, one), one) for i, line in lines for one in self._settings(line, "", Path())]
+
+    def _settings(self, line: Any, where: str, beside: Path) -> Iterator[dict[str, Any]]:
+        """The settings of a line's pictures: what it says, over what the flags say."""
+        check_entry(line, _KEYS, where, required=["prompt"], nullable=["negative_prompt", "height", "width"])
+        given = {"model": self._args.model or "bundled", "dtype": self._args.dtype}
+        given |= {key: line.get(key, getattr(self._args, key, None)) for key in _KEYS}
+        check_size(given, self._multiple, where)
+
+        from trimtab.commands.sampling import check_guidance
+
+        if where and str(line.get("guidance", "")).endswith(".json"):
+            given["guidance"] = str(beside / given_path(line["guidance"], f'{where}"guidance"'))
+        # A scale on the command line is for the rule there.
+        scale = line.get("guidance_scale", None if "guidance" in line else self._args.guidance_scale)
+        try:
+            given["guidance_scale"] = check_guidance(given["guidance"], scale)
+        except UsageError as error:
+            raise UsageError(f"{where}{error}") from None
+        for image in range(self._args.num_images):
+            yield {**given, "seed": given["seed"] + image}
+
+    def load(self, jobs: Sequence[Job], device: str, *, first: bool) -> None:
+        self._pipe = pipe = load_pipeline(self._model, self._args.dtype, device)
+        pipe.set_progress_bar_config(desc="steps", leave=False, position=1, disable=None if first else True)
+        if first:
+            texts = [job.settings[key] or "" for key in ("prompt", "negative_prompt") for job in jobs]
+            report_unknown_words(pipe, list(dict.fromkeys(texts)))
+
+    def group(self, job: Job) -> Hashable:
+        return tuple(value for key, value in job.settings.items() if key not in ("prompt", "seed"))
+
+    def make(self, batch: Sequence[Job]) -> list[Callable[[Path], Outcome]]:
+        from trimtab.commands.sampling import sample
+        from trimtab.pipelines.families import size_multiple
+
+        common, start = batch[0].settings, time.perf_counter()
+        check_size(common, size_multiple(self._pipe))
+        images = sample(
+            self._pipe,
+            [job.settings["prompt"] for job in batch],
+            [job.settings["seed"] for job in batch],
+            **{key: common[key] for key in _OF_THE_CALL},
+        )
+        seconds = (time.perf_counter() - start) / len(batch)
+        return [partial(self._write, job, image, seconds) for job, image in zip(batch, images, strict=True)]
+
+    def _write(self, job: Job, image: "Image", seconds: float, folder: Path) -> Outcome:
+        path = folder / f"{job.name}.png"
+        pipe, size = self._pipe, {"width": image.width, "height": image.height}
+        dtype = str(pipe.dtype).removeprefix("torch.")
+        made = {"pipeline": type(pipe).__name__, **size, "dtype": dtype, "device": pipe.device.type}
+        settings = {key: value for key, value in job.settings.items() if key not in ("prompt", "seed")} | made
+        save_png(image, path, {"prompt": job.settings["prompt"], "seed": job.settings["seed"], "settings": settings})
+        return Outcome([path.name], {**size, "seconds": round(seconds, 3)}, [str(path)])
+
+
+_KEYS = {**KEYS, "guidance": Key(str)}
+_OF_THE_CALL = ("guidance", "guidance_scale", "steps", "height", "width", "negative_prompt")
+
+
+def _name(index: int, settings: Mapping[str, Any]) -> str:
+    guidance = settings["guidance"]
+    rule = slug(Path(guidance).stem, 24) if guidance.endswith(".json") else guidance
+    seed = settings["seed"]
+    return f"{index:04d}-{slug(settings['prompt'])}-{rule}-{settings['guidance_scale']:g}-seed{seed}"
 
 
 def _prompts(given: list[str], file: str | None) -> list[str]:
@@ -138,12 +180,25 @@ def _prompts(given: list[str], file: str | None) -> list[str]:
     return prompts
 
 
-def _check_size(args: argparse.Namespace, multiple: int) -> None:
+def check_size(settings: Mapping[str, Any], multiple: int, where: str = "") -> None:
+    """Makes sure that a picture's sides are multiples of what the model takes.
+
+    Args:
+        settings: with ``height`` and ``width`` in pixels, or None.
+        multiple: in pixels.
+        where: the start of a message, where a line of a file says so.
+
+    Raises:
+        UsageError: if not.
+    """
     for name in ("height", "width"):
-        pixels = getattr(args, name)
+        pixels = settings[name]
         if pixels and pixels % multiple:
-            near = max(multiple, round(pixels / multiple) * multiple)
-            raise UsageError(f"--{name} takes a multiple of {multiple} for this model ({near}, say); got {pixels}")
+            near, named = (
+                max(multiple, round(pixels / multiple) * multiple),
+                f'{where}"{name}"' if where else f"--{name}",
+            )
+            raise UsageError(f"{named} takes a multiple of {multiple} for this model ({near}, say); got {pixels}")
 
 
 def _scale(text: str) -> float:

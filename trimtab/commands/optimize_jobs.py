@@ -2,50 +2,76 @@
 
 import argparse
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trimtab.commands.errors import UsageError
-from trimtab.commands.json_lines import json_lines
+from trimtab.commands.generate import check_size
+from trimtab.commands.jobs import KEYS, Job, Key, check_entry, read_jobs
+from trimtab.commands.json_lines import given_path
 from trimtab.commands.pictures import slug
 
-__all__ = ["optimize_jobs", "reward_weights"]
+__all__ = ["JOB_KEYS", "OF_THE_RUN", "optimize_jobs", "reward_weights"]
 
-_KEYS = {
-    "prompt": "a text",
-    "seed": "a whole number, 0 or more",
-    "negative_prompt": "a text",
-    "reward_prompt": "a text",
+OF_THE_RUN = ("num_optimization_steps", "optimizer", "gradient", "preset", "monitor_patience")
+"""Settings that the pipeline's call has under the same names."""
+
+JOB_KEYS = {
+    **KEYS,
+    "reward_prompt": Key(str),
+    "num_optimization_steps": Key(int, 1),
+    "optimizer": Key(str),
+    "gradient": Key(str),
+    "preset": Key(str),
+    "learning_rate": Key(float, 0, above=True),
+    "monitor_patience": Key(int, 1),
 }
+_NULLABLE = [
+    key for key in JOB_KEYS if key not in ("prompt", "seed", "num_optimization_steps", "optimizer", "gradient")
+]
 
 
-def optimize_jobs(args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
-    """Names and settings of the pictures that are asked for.
+def optimize_jobs(
+    args: argparse.Namespace, common: Mapping[str, Any], multiple: int, endings: Sequence[str]
+) -> list[Job]:
+    """The pictures that are asked for.
 
     Args:
         args: the command's.
+        common: settings that all of them have alike.
+        multiple: of which height and width must be.
+        endings: all that a picture's files may end in.
 
     Returns:
-        A name for its files, and prompt, seed and further texts of each picture.
+        Each with its settings.
 
     Raises:
-        UsageError: if a setting is missing, unknown or of the wrong type, or the file can't be read.
+        UsageError: if a setting is missing, unknown or of the wrong type, or the file can't be read; of a JSONL file
+            only where that holds for every line.
     """
-    given = [{"prompt": prompt} for prompt in args.prompts]
-    where = ["PROMPT: "] * len(given)
-    if args.jobs is not None:
-        for start, line, value in json_lines(Path(args.jobs).expanduser()):
-            where.append(start)
-            given.append(_entry(value, line, start))
-    if not given:
-        raise UsageError("give at least one PROMPT or a file of them with --jobs")
-    jobs = []
-    for index, (entry, place) in enumerate(zip(given, where, strict=True)):
-        first = _checked({"seed": args.seed, "negative_prompt": args.negative_prompt, **entry}, place)
+
+    def settings(line: Any, where: str, beside: Path) -> Iterator[dict[str, Any]]:
+        check_entry(line, JOB_KEYS, where, required=["prompt"], nullable=_NULLABLE)
+        given = {**common, **{key: line.get(key, getattr(args, key, None)) for key in JOB_KEYS}}
+        check_size(given, multiple, where)
+        if where and str(line.get("preset", "")).endswith(".json"):
+            given["preset"] = str(beside / given_path(line["preset"], f'{where}"preset"'))
         for image in range(args.num_images):
-            job = {"reward_prompt": None, **first, "seed": first["seed"] + image}
-            jobs.append((f"{index:04d}-{slug(job['prompt'])}-seed{job['seed']}", job))
-    return jobs
+            yield {**given, "seed": given["seed"] + image}
+
+    if args.input is not None:
+        if args.prompts:
+            raise UsageError("--input has the prompts; leave PROMPT away")
+        return read_jobs(args.input, settings, _name, endings)
+    if not args.prompts:
+        raise UsageError("give at least one PROMPT or a file of them with --input")
+    lines = enumerate({"prompt": prompt} for prompt in args.prompts)
+    return [Job(_name(index, one), one) for index, line in lines for one in settings(line, "", Path())]
+
+
+def _name(index: int, settings: Mapping[str, Any]) -> str:
+    return f"{index:04d}-{slug(settings['prompt'])}-seed{settings['seed']}"
 
 
 def reward_weights(given: list[str]) -> str | dict[str, float]:
@@ -72,25 +98,3 @@ def reward_weights(given: list[str]) -> str | dict[str, float]:
             raise UsageError(f"--reward takes each reward once; got {name} twice")
         weights[name] = weight
     return weights
-
-
-def _entry(entry: Any, line: str, where: str) -> dict[str, Any]:
-    if not isinstance(entry, dict) or "prompt" not in entry:
-        raise UsageError(f"{where}takes an object with a prompt; got {line.strip()[:40]}")
-    if unknown := set(entry) - set(_KEYS):
-        raise UsageError(f"{where}knows no {', '.join(sorted(unknown))}; takes {', '.join(_KEYS)}")
-    return entry
-
-
-def _checked(entry: dict[str, Any], where: str) -> dict[str, Any]:
-    for key, takes in _KEYS.items():
-        value = entry.get(key)
-        if key == "seed":
-            right = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
-        else:
-            right = isinstance(value, str) or (value is None and key != "prompt")
-        if not right:
-            raise UsageError(f'{where}"{key}" takes {takes}; got {value!r}')
-    if not entry["prompt"].strip():
-        raise UsageError(f"{where}a prompt must have a word in it; got {entry['prompt']!r}")
-    return entry

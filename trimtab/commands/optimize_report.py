@@ -1,15 +1,19 @@
 """What ``trimtab optimize`` draws: a strip of the improvements and the curve of the reward."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.commands.edit import as_picture, strip
+from trimtab.commands.job_runner import Outcome
+from trimtab.commands.optimize_curvature import report_curvature
+from trimtab.commands.pictures import save_png, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Improvements", "curve"]
+__all__ = ["Improvements", "curve", "write_optimized"]
 
 MOST_PICTURES = 8
 
@@ -35,6 +39,67 @@ class Improvements:
         shown = [kept[place] for place in sorted(places)]
         labels = [f"{step}: reward {reward:.3g}" for step, reward, _ in shown]
         return strip([picture for *_, picture in shown], labels, marked=len(shown) - 1)
+
+
+def write_optimized(
+    result: Any,
+    row: int,
+    job: Mapping[str, Any],
+    name: str,
+    improvements: Improvements,
+    seconds: float,
+    spectrum: Any,
+    folder: Path,
+) -> Outcome:
+    """Writes what became of one picture, its JSON last.
+
+    Args:
+        result: of the batch.
+        row: the picture's.
+        job: its settings.
+        name: of its files.
+        improvements: of the batch.
+        seconds: that it took.
+        spectrum: of the reward's Hessian at its noise, or None.
+        folder: where to.
+    """
+
+    def column(values: Any) -> list[float | None]:
+        return [value if value == value else None for value in values[:, row].tolist()]  # JSON has no NaN
+
+    best = int(result.best_step[row])
+    rewards = result.rewards[:, row].tolist()
+    watched = None if result.monitor is None else result.monitor[:, row].tolist()
+    paths = [folder / f"{name}{ending}" for ending in (".png", "-strip.png", "-rewards.png", ".json")]
+    made_by = {"prompt": job["prompt"], "seed": job["seed"], "settings": dict(job)}
+    save_png(result.images[row], paths[0], made_by)
+    save_png(improvements.strip(row, best), paths[1], made_by)
+    save_png(curve(rewards, watched), paths[2], made_by)
+    content = {
+        "job": dict(job),
+        "best_step": best,
+        "initial_reward": column(result.rewards)[0],
+        "best_reward": column(result.rewards)[best],
+        "rewards": column(result.rewards),
+        "terms": {name: column(values) for name, values in result.terms.items()},
+        "monitor": None if result.monitor is None else column(result.monitor),
+        "norms": column(result.norms),
+        "stopped": result.stopped[row],
+        "interrupted": result.interrupted,
+        "evaluations": result.num_evaluations,
+        "files": [path.name for path in paths[:3]],
+    }
+    ended = f" ({result.stopped[row]})" if result.stopped[row] else ""
+    if spectrum is not None:
+        drawing = folder / f"{name}-curvature.png"
+        content["curvature"] = report_curvature(spectrum, drawing, made_by)
+        content["files"].append(drawing.name)
+        ended += f", curvature up to {spectrum.lambda_max:.3g}: steps below {spectrum.max_learning_rate:.3g} are stable"
+    write_json(paths[3], content)
+    figures = {key: content[key] for key in ("initial_reward", "best_reward", "best_step", "stopped", "evaluations")}
+    said = f"{paths[1]}  reward {rewards[0]:.4g} -> {rewards[best]:.4g} at iteration {best}{ended}"
+    files = [*content["files"], paths[3].name]
+    return Outcome(files, {**figures, "seconds": seconds}, [said], interrupted=result.interrupted)
 
 
 def curve(rewards: Sequence[float], monitor: Sequence[float] | None = None) -> "Image":

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab import __version__
 from trimtab.commands.errors import UsageError
+from trimtab.commands.json_lines import given_path
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["MANIFEST", "append_manifest", "check_folder", "save_png", "slug", "write_json"]
-
-MANIFEST = "manifest.jsonl"
+__all__ = ["check_folder", "save_png", "slug", "write_json"]
 
 
 def check_folder(output: str) -> Path:
@@ -24,7 +23,7 @@ def check_folder(output: str) -> Path:
     Raises:
         UsageError: if the path or one above it is a file, or may not be written.
     """
-    folder = Path(output).expanduser()
+    folder = given_path(output, "--output")
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise UsageError(f"--output takes a folder, made if missing; {nearest} is a file")
@@ -66,12 +65,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def append_manifest(folder: Path, line: Mapping[str, Any]) -> None:
-    """Appends one JSON line to the folder's manifest; of two lines about a file the later one holds."""
-    with (folder / MANIFEST).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
 def slug(text: str, length: int = 48) -> str:
-    """A text as part of a file name: letters and digits of any script, with dashes between."""
-    return re.sub(r"[\W_]+", "-", text.lower()).strip("-")[:length].strip("-") or "picture"
+    """A text as part of a file name: letters and digits of any script, with dashes between, and at most 144 bytes."""
+    short = re.sub(r"[\W_]+", "-", text[: 100 * length].lower()).strip("-")[:length].encode()[:144]
+    return short.decode(errors="ignore").strip("-") or "picture"

@@ -1,17 +1,30 @@
 """``trimtab reconstruct``: point clouds and meshes in, their reconstructions out."""
 
 import argparse
-import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from trimtab.commands.errors import UsageError, first_line
-from trimtab.commands.pictures import append_manifest, check_folder, save_png, slug
+from trimtab.commands.job_runner import Outcome, run_jobs
+from trimtab.commands.jobs import Job, Key, add_input_argument, check_entry, read_jobs
+from trimtab.commands.json_lines import given_path
+from trimtab.commands.manifest import read_manifest
+from trimtab.commands.pictures import check_folder, save_png, slug
 
 __all__ = ["BUNDLED", "add_parser", "run", "write_reconstruction"]
 
 BUNDLED = "point-clouds"
+FORMATS = ("ply", "glb", "obj", "xyz", "npz")
+_KEYS = {
+    "file": Key(str),
+    "format": Key(str),
+    "seed": Key(int, high=2**63 - 1),
+    "frames": Key(int, high=1000),
+    "size": Key(int, 16, 8192),
+}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -22,16 +35,18 @@ def add_parser(subparsers: Any) -> None:
         description="For each cloud or mesh writes its reconstruction as a cloud, a turntable of both that moves "
         "(GIF), and a picture of both (PNG), under the file's name and -reconstruction; a line a file into "
         "manifest.jsonl, with their distances at unit radius. A file that is already in the manifest with its outputs "
-        "is left alone.",
+        "is left alone; `accelerate launch -m trimtab reconstruct ...` shares the files among processes.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="PLY, OBJ, STL, GLB, OFF, NPZ, NPY or XYZ")
+    add("files", nargs="*", metavar="FILE", help="PLY, OBJ, STL, GLB, OFF, NPZ, NPY or XYZ")
+    add_input_argument(parser, _KEYS)
     add("--model", metavar="FOLDER", help="a Diffusers folder of a point-cloud model (default: the bundled one)")
-    add("--format", choices=("ply", "glb", "obj", "xyz", "npz"), default="ply", help="of the clouds (default: ply)")
+    add("--format", choices=FORMATS, default="ply", help="of the clouds (default: ply)")
     add("--frames", type=int, default=24, metavar="N", help="of the turntable; 0 for none (default: 24)")
     add("--size", type=int, default=320, metavar="PIXELS", help="of the pictures (default: 320)")
     add("--seed", type=int, default=0, metavar="SEED", help="of the points drawn from meshes (default: 0)")
+    add("--batch-size", type=int, default=4, metavar="N", help="clouds at once (default: 4)")
     add("--device", default="cpu", metavar="DEVICE", help="such as cpu or cuda:1 (default: cpu)")
     add("--output", default="out", metavar="FOLDER", help="made if missing (default: out)")
     parser.set_defaults(run=run)
@@ -42,44 +57,90 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         UsageError: if an argument cannot be used, or a file; those before it are written then.
+        FailedJobs: if some of the lines of ``--input`` failed.
     """
     folder = check_folder(args.output)
-    for name, low in (("frames", 0), ("size", 16), ("seed", 0)):
+    for name, low in (("frames", 0), ("size", 16), ("seed", 0), ("batch_size", 1)):
         if getattr(args, name) < low:
-            raise UsageError(f"--{name} takes a whole number, {low} or more; got {getattr(args, name)}")
-    for file in args.files:
-        if not Path(file).expanduser().is_file():
-            raise UsageError(f"FILE takes a file of points or a mesh; there is no {file}")
-    pipe = _load(args.model, args.device)
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} takes a whole number, {low} or more; got {getattr(args, name)}")
+    if bool(args.files) == (args.input is not None):
+        raise UsageError("give at least one FILE, or a file of them with --input, but not both")
+    options = {"batch_size": args.batch_size, "device": args.device, "keep_going": args.input is not None}
+    run_jobs(_Reconstruct(args), folder, **options)
 
-    import torch
-    from tqdm import tqdm
 
-    from trimtab.geometry import load_point_cloud
+class _Reconstruct:
+    noun, endings = "clouds", (*(f".{ending}" for ending in FORMATS), ".png", ".gif")
 
-    done, names = _read_manifest(folder)
-    for file in tqdm(args.files, desc="clouds", unit="cloud", disable=None):
-        path = Path(file).expanduser()
-        settings = {"model": args.model or "bundled", "seed": args.seed, "size": args.size, "frames": args.frames}
-        line = {"source": str(path.resolve()), "format": args.format, **settings}
-        if all((folder / name).is_file() for name in done.get(_key(line), ("",))):
-            tqdm.write(f"{file}: done before", file=sys.stdout)
-            continue
-        generator = torch.Generator().manual_seed(args.seed)
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._pipe: Any = None
+
+    def jobs(self, folder: Path) -> list[Job]:
+        if self._args.input is not None:
+            return read_jobs(self._args.input, self._settings, _numbered, self.endings)
+        settings = [one for file in self._args.files for one in self._settings({"file": file}, "", Path())]
+        known = {name: record["settings"].get("file") for name, record in read_manifest(folder).items()}
+        names = {file: name for name, file in known.items() if file and name == slug(name, 200)}
+        jobs = {}
+        for one in settings:
+            name = names.setdefault(one["file"], _free_name(Path(one["file"]), set(names.values())))
+            jobs[name] = Job(name, one)
+        return list(jobs.values())
+
+    def _settings(self, line: Any, where: str, beside: Path) -> list[dict[str, Any]]:
+        check_entry(line, _KEYS, where, required=["file"])
+        given = {"model": self._args.model or "bundled"}
+        given |= {key: line.get(key, getattr(self._args, key, None)) for key in _KEYS}
+        if given["format"] not in FORMATS:
+            raise UsageError(f'{where}"format" takes {", ".join(FORMATS)}; got {given["format"][:40]!r}')
+        path = beside / given_path(given["file"], f'{where}"file"' if where else "FILE")
+        if not path.is_file():
+            raise UsageError(f"{where or 'FILE '}takes a file of points or a mesh; there is no {path}")
+        return [{**given, "file": str(path.resolve())}]
+
+    def load(self, jobs: Sequence[Job], device: str, *, first: bool) -> None:
+        self._pipe = _load(self._args.model, device)
+
+    def group(self, job: Job) -> str:
+        return str(job.settings["model"])
+
+    def make(self, batch: Sequence[Job]) -> list[Callable[[Path], Outcome]]:
+        import torch
+
+        from trimtab.geometry import load_point_cloud
+
+        count = self._pipe.autoencoder.config.num_points
         try:
-            original = load_point_cloud(path, num_points=pipe.autoencoder.config.num_points, generator=generator)
-            output = pipe([original])
+            clouds = [
+                load_point_cloud(
+                    job.settings["file"],
+                    num_points=count,
+                    generator=torch.Generator().manual_seed(job.settings["seed"]),
+                )
+                for job in batch
+            ]
+            output = self._pipe(clouds)
         except (ValueError, TypeError, ImportError) as error:
             raise UsageError(first_line(error)) from None
-        folder.mkdir(parents=True, exist_ok=True)
-        line["distances"] = {name: value.item() for name, value in output.distances.items()}
-        name = names.setdefault(line["source"], _free_name(path, set(names.values())))
-        line["files"] = write_reconstruction(
-            original, output.clouds[0], folder / f"{name}.{args.format}", line, frames=args.frames, size=args.size
-        )
-        append_manifest(folder, line)
-        figures = ", ".join(f"{name} {value:.5f}" for name, value in line["distances"].items())
-        tqdm.write(f"{folder / line['files'][0]}  {figures}", file=sys.stdout)
+        return [
+            partial(_write, job, clouds[i], output.clouds[i], {n: v[i].item() for n, v in output.distances.items()})
+            for i, job in enumerate(batch)
+        ]
+
+
+def _write(job: Job, original: Any, cloud: Any, distances: dict[str, float], folder: Path) -> Outcome:
+    settings = dict(job.settings)
+    path = folder / f"{job.name}.{settings['format']}"
+    made_by = {"settings": settings, "distances": distances}
+    files = write_reconstruction(original, cloud, path, made_by, frames=settings["frames"], size=settings["size"])
+    figures = ", ".join(f"{name} {value:.5f}" for name, value in distances.items())
+    return Outcome(files, distances, [f"{path}  {figures}"])
+
+
+def _numbered(index: int, settings: Mapping[str, Any]) -> str:
+    return f"{index:04d}-{slug(Path(settings['file']).stem)}-reconstruction"
 
 
 def write_reconstruction(
@@ -155,29 +216,3 @@ def _load(model: str | None, device: str) -> Any:
     except Exception as error:  # a broken model raises nearly anything
         raise UsageError(f"--model {model} cannot be loaded: {first_line(error)}") from error
     return pipe.to(device)
-
-
-def _key(line: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(line.get(name) for name in ("source", "format", "model", "seed", "size", "frames"))
-
-
-def _read_manifest(folder: Path) -> tuple[dict[tuple[Any, ...], list[str]], dict[str, str]]:
-    """What the folder's manifest says was written, by source and settings, and each source's name for its files."""
-    import json
-
-    from trimtab.commands.pictures import MANIFEST
-
-    path = folder / MANIFEST
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    found, owners, names = {}, {}, {}
-    for text in lines:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue  # the last line of a run that was cut
-        if isinstance(line, dict) and "source" in line and line.get("files"):
-            found[_key(line)] = line["files"]
-            owners.update(dict.fromkeys(line["files"], _key(line)))
-            names[line["source"]] = Path(line["files"][0]).stem
-    # Files that other settings have written since are not there any more.
-    return {key: files for key, files in found.items() if all(owners[file] == key for file in files)}, names
