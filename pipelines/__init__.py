@@ -48,6 +48,7 @@ _LAZY = {
     "EditPipeline": "editing",
     "FlowOptPipeline": "flowopt",
     "NoiseOptimizationPipeline": "noise_optimization",
+    "NoisePosterior": "noise_posterior",
     "PatternedSensor": "sensors",
     "RestorationPipeline": "restoration",
     "Sensor": "sensors",

@@ -108,6 +108,7 @@ class Normalized:
 
 
 Guide = Callable[[], Any] | Marginal | Normalized
+"""A program, or what has a `simulate` of its own."""
 
 
 def elbo(log_target: LogTarget, guide: Guide, *, path_derivative: bool = False) -> Callable[[], Tensor]:
@@ -142,7 +143,7 @@ def iwelbo(
         ValueError: `path_derivative` with more than one particle, or with a guide that is no program.
     """
     checked_count("num_particles", num_particles)
-    if path_derivative and (num_particles > 1 or not callable(guide)):
+    if path_derivative and (num_particles > 1 or hasattr(guide, "simulate")):
         raise ValueError("`path_derivative` is True; takes False with several particles or an estimated density")
 
     def program() -> Tensor:
@@ -188,7 +189,9 @@ def _wake(
 
 
 def _simulated(guide: Guide, path_derivative: bool) -> tuple[Choices, Tensor]:
-    return simulate(guide, path_derivative=path_derivative) if callable(guide) else guide.simulate()
+    if hasattr(guide, "simulate"):  # one with an estimated density, or with its own program
+        return guide.simulate()
+    return simulate(guide, path_derivative=path_derivative)
 
 
 def _log_mean_exp(values: list[Tensor]) -> Tensor:
