@@ -299,6 +299,24 @@ class _Pretended(job_runner.Processes):
         return contextlib.nullcontext(items[start : start + size + (self.number < more)])
 
 
+def test_processes_of_accelerate(tmp_path):
+    """Two on a CPU, and the last job fails: the launcher ends none of them early, and one says how many failed."""
+    lines = [{"prompt": f"p{i}", "steps": 1 + i % 3} for i in range(12)]
+    file = write_lines(tmp_path / "jobs.jsonl", [*lines, {"prompt": "bad"}])
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    launch = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", "2"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launch, "--multi_gpu", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    arguments = [str(ROOT), str(file), str(tmp_path / "two")]
+    run = subprocess.run([*command, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    assert run.stderr.count("FailedJobs: 1 of 13 texts failed") == 1 and run.stdout.count("loaded") == 2, run.stderr
+    with pytest.raises(FailedJobs):
+        go(Texts(file), tmp_path / "one")
+    two = contents(tmp_path / "two")
+    assert two.pop(LOCK) and two == contents(tmp_path / "one")
+
+
 RUN = """
 import sys
 from pathlib import Path
