@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from trimtab.commands import job_runner
 from trimtab.commands.errors import FailedJobs, UsageError
 from trimtab.commands.folder_lock import LOCK, FolderLock
 from trimtab.commands.job_runner import Outcome, batches_of, run_jobs
-from trimtab.commands.jobs import KEYS, Job, check_entry, read_jobs
+from trimtab.commands.jobs import KEYS, Job, check_entry, check_keys, read_jobs
 from trimtab.commands.json_lines import json_lines, parsed
 from trimtab.commands.manifest import MANIFEST, Manifest, merge_manifests, read_manifest
 from trimtab.commands.pictures import slug, write_json
@@ -297,6 +298,23 @@ class _Pretended(job_runner.Processes):
         size, more = divmod(len(items), self.count)
         start = self.number * size + min(self.number, more)
         return contextlib.nullcontext(items[start : start + size + (self.number < more)])
+
+
+def test_the_examples_of_the_documentation_are_jobs():
+    from trimtab.commands.edit_jobs import KEYS as edit_keys
+    from trimtab.commands.generate import JOB_KEYS as generate_keys
+    from trimtab.commands.optimize_jobs import JOB_KEYS as optimize_keys
+    from trimtab.commands.reconstruct import JOB_KEYS as reconstruct_keys
+
+    page = (ROOT / "docs" / "batches.md").read_text(encoding="utf-8")
+    keys = {"generate": generate_keys, "edit": edit_keys, "optimize": optimize_keys, "reconstruct": reconstruct_keys}
+    for command, known in keys.items():
+        block = re.search(rf"`{command}`:\n\n```jsonl\n(.+?)```", page, re.DOTALL)[1]
+        row = re.search(rf"^\| `{command}` \|(.+)\|(.+)\|$", page, re.MULTILINE)
+        required = re.findall(r"`(\w+)`", row[1])
+        assert sorted(required + re.findall(r"`(\w+)`", row[2])) == sorted(known), command
+        for line in block.splitlines():
+            check_keys(parsed(line, ""), known, "", required)
 
 
 def test_processes_of_accelerate(tmp_path):

@@ -24,7 +24,7 @@ from trimtab.commands.words import report_unknown_words
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["add_parser", "check_size", "run"]
+__all__ = ["JOB_KEYS", "GenerateCommand", "add_parser", "check_size", "run"]
 
 
 def add_parser(subparsers: Any) -> None:
@@ -41,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
     add = parser.add_argument
     add("prompts", nargs="*", metavar="PROMPT", help="what to show")
     add("--prompt-file", metavar="FILE", help="a text file with a prompt a line, besides those given")
-    add_input_argument(parser, _KEYS)
+    add_input_argument(parser, JOB_KEYS)
     add("--negative-prompt", metavar="TEXT", help="what to guide away from")
     add(
         "--guidance",
@@ -79,10 +79,12 @@ def run(args: argparse.Namespace) -> None:
     prompts = _prompts(args.prompts, args.prompt_file) if args.input is None else []
     folder = check_folder(args.output)
     options = {"batch_size": args.batch_size, "device": args.device, "keep_going": args.input is not None}
-    run_jobs(_Generate(args, prompts, check_model(args.model)), folder, **options)
+    run_jobs(GenerateCommand(args, prompts, check_model(args.model)), folder, **options)
 
 
-class _Generate:
+class GenerateCommand:
+    """The command, for :func:`trimtab.commands.job_runner.run_jobs`."""
+
     noun, endings = "pictures", (".png",)
 
     def __init__(self, args: argparse.Namespace, prompts: Sequence[str], model: str) -> None:
@@ -98,9 +100,9 @@ class _Generate:
 
     def _settings(self, line: Any, where: str, beside: Path) -> Iterator[dict[str, Any]]:
         """The settings of a line's pictures: what it says, over what the flags say."""
-        check_entry(line, _KEYS, where, required=["prompt"], nullable=["negative_prompt", "height", "width"])
+        check_entry(line, JOB_KEYS, where, required=["prompt"], nullable=["negative_prompt", "height", "width"])
         given = {"model": self._args.model or "bundled", "dtype": self._args.dtype}
-        given |= {key: line.get(key, getattr(self._args, key, None)) for key in _KEYS}
+        given |= {key: line.get(key, getattr(self._args, key, None)) for key in JOB_KEYS}
         check_size(given, self._multiple, where)
 
         from trimtab.commands.sampling import check_guidance
@@ -151,7 +153,7 @@ class _Generate:
         return Outcome([path.name], {**size, "seconds": round(seconds, 3)}, [str(path)])
 
 
-_KEYS = {**KEYS, "guidance": Key(str)}
+JOB_KEYS = {**KEYS, "guidance": Key(str)}
 _OF_THE_CALL = ("guidance", "guidance_scale", "steps", "height", "width", "negative_prompt")
 
 

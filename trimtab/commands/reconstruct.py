@@ -14,11 +14,11 @@ from trimtab.commands.json_lines import given_path
 from trimtab.commands.manifest import read_manifest
 from trimtab.commands.pictures import check_folder, save_png, slug
 
-__all__ = ["BUNDLED", "add_parser", "run", "write_reconstruction"]
+__all__ = ["BUNDLED", "JOB_KEYS", "add_parser", "run", "write_reconstruction"]
 
 BUNDLED = "point-clouds"
 FORMATS = ("ply", "glb", "obj", "xyz", "npz")
-_KEYS = {
+JOB_KEYS = {
     "file": Key(str),
     "format": Key(str),
     "seed": Key(int, high=2**63 - 1),
@@ -40,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
     )
     add = parser.add_argument
     add("files", nargs="*", metavar="FILE", help="PLY, OBJ, STL, GLB, OFF, NPZ, NPY or XYZ")
-    add_input_argument(parser, _KEYS)
+    add_input_argument(parser, JOB_KEYS)
     add("--model", metavar="FOLDER", help="a Diffusers folder of a point-cloud model (default: the bundled one)")
     add("--format", choices=FORMATS, default="ply", help="of the clouds (default: ply)")
     add("--frames", type=int, default=24, metavar="N", help="of the turntable; 0 for none (default: 24)")
@@ -90,9 +90,9 @@ class _Reconstruct:
         return list(jobs.values())
 
     def _settings(self, line: Any, where: str, beside: Path) -> list[dict[str, Any]]:
-        check_entry(line, _KEYS, where, required=["file"])
+        check_entry(line, JOB_KEYS, where, required=["file"])
         given = {"model": self._args.model or "bundled"}
-        given |= {key: line.get(key, getattr(self._args, key, None)) for key in _KEYS}
+        given |= {key: line.get(key, getattr(self._args, key, None)) for key in JOB_KEYS}
         if given["format"] not in FORMATS:
             raise UsageError(f'{where}"format" takes {", ".join(FORMATS)}; got {given["format"][:40]!r}')
         path = beside / given_path(given["file"], f'{where}"file"' if where else "FILE")
