@@ -29,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from trimtab.assets import FEW_STEPS, asset_path
 
 from .assemble import save_part
+from .curvature import add_curvature_argument, with_curvature
 from .emoji_scenes import CATEGORIES, sample_facts, write_caption
 from .optimizers import OPTIMIZERS, build_optimizers
 from .text import MAX_LENGTH, build_tokenizer
@@ -238,6 +239,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--max-seconds", type=float, help="stop with a checkpoint after this time")
     parser.add_argument("--optimizer", help=f"{', '.join(OPTIMIZERS)} or any of torch.optim (default: muon)")
     parser.add_argument("--learning-rate", type=float, help="in the place of the preset's, which is Muon's and AdamW's")
+    add_curvature_argument(parser)
     parser.add_argument("--write", action="store_true", help="write the checkpoint's averaged weights as they are")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
@@ -249,6 +251,8 @@ def main(arguments: list[str] | None = None) -> None:
         settings = PRESETS[options.preset]
         if options.learning_rate is not None:
             settings = replace(settings, training=replace(settings.training, learning_rate=options.learning_rate))
+        if options.curvature:
+            settings = with_curvature(settings)
         done, student = distil(
             module, settings, options.folder, max_seconds=options.max_seconds, optimizer=options.optimizer
         )

@@ -12,6 +12,7 @@ from diffusers import StableDiffusion3Pipeline
 from trimtab.assets import asset_path
 
 from .assemble import assemble_pipeline, save_clip, save_pipeline
+from .curvature import add_curvature_argument, with_curvature
 from .optimizers import OPTIMIZERS
 from .train_autoencoder import ReconstructionLoss, build_autoencoder, measure_autoencoder, train_autoencoder
 from .train_clip import ContrastiveLoss, build_clip, measure_clip, train_clip
@@ -89,9 +90,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--max-seconds", type=float, help="stop each step with a checkpoint after this time")
     parser.add_argument("--optimizer", help=f"the transformer's: {', '.join(OPTIMIZERS)} or any of torch.optim")
     parser.add_argument("--learning-rate", type=float, help="the transformer's, in the place of the preset's")
+    add_curvature_argument(parser, of="each part's loss")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     preset, folder = _chosen(PRESETS[options.preset], options.optimizer, options.learning_rate), options.folder
+    if options.curvature:
+        preset = with_curvature(preset)
     if options.start_from:
         start_from(options.start_from, preset, folder)
     for step in options.steps:

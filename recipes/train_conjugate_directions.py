@@ -29,6 +29,7 @@ from trimtab.optim.solvers import (
     ritz_right_hand_sides,
 )
 
+from .curvature import add_curvature_argument, with_curvature
 from .training_loop import TrainingSettings, averaged_weights, train
 
 __all__ = ["PRESETS", "DirectionTraining", "Domain", "Preset", "main", "random_mask"]
@@ -252,9 +253,10 @@ def main(arguments: list[str] | None = None) -> None:
     add("--folder", type=Path, default=Path("out/conjugate_directions"), help="where the checkpoint lies")
     add("--output", type=Path, help="the model's folder (default: assets/conjugate-directions)")
     add("--max-seconds", type=float, help="stop with a checkpoint after this time")
+    add_curvature_argument(parser)
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
-    preset = PRESETS[options.preset]
+    preset = with_curvature(PRESETS[options.preset]) if options.curvature else PRESETS[options.preset]
     module = DirectionTraining(DirectionNet(**preset.net))
     if not train_directions(module, preset, options.folder, max_seconds=options.max_seconds):
         print(f"stopped after {options.max_seconds:g} s; run the same command to go on")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from trimtab.assets import asset_path
 from trimtab.geometry import LatentFlow, PointCloudAutoencoder, PointCloudReconstructionPipeline
 
+from .curvature import add_curvature_argument, with_curvature
 from .point_clouds import LOSSES, TRAIN_CLASSES, ShapePool, build_loss
 from .point_clouds.model_card import measure_model, write_card
 from .training_loop import TrainingSettings, adamw, averaged_weights, train
@@ -228,9 +229,13 @@ def main(arguments: list[str] | None = None) -> None:
     add("--output", type=Path, help="the model's folder (default: assets/point-clouds)")
     add("--steps", nargs="+", choices=STEPS, default=list(STEPS), help="which steps to run")
     add("--max-seconds", type=float, help="stop each step with a checkpoint after this time")
+    # Autoencoder and slicer climb and descend at once: no one loss has their Hessian.
+    add_curvature_argument(parser, of="the flow's loss")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
     preset, folder = PRESETS[options.preset], options.folder
+    if options.curvature:
+        preset = with_curvature(preset, "flow_training")
     pool = ShapePool(TRAIN_CLASSES, preset.shapes_a_class)
     module = ReconstructionLoss(
         PointCloudAutoencoder(**preset.autoencoder),

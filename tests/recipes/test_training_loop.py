@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trimtab.recipes.curvature import stable_rate
+from trimtab.recipes.curvature import stable_rate, with_curvature
 from trimtab.recipes.training_loop import TrainingSettings, adamw, averaged_weights, train
 
 SETTINGS = TrainingSettings(num_steps=12, batch_size=8, learning_rate=1e-2, warmup_steps=2)
@@ -91,3 +91,15 @@ def test_the_log_tells_the_rate_that_curvature_allows(tmp_path):
     for compiled in (False, True):
         found = stable_rate(linear, loss_of_step, 0, 5, torch.device("cpu"), compiled=compiled)
         assert found == pytest.approx(exact, rel=1e-2)
+
+
+def test_a_presets_settings_take_the_curvature_flag():
+    from trimtab.recipes import train as recipe
+    from trimtab.recipes import train_point_clouds
+
+    parts = ("autoencoder", "transformer", "finish", "clip")
+    preset = recipe.PRESETS["cpu"]
+    assert all(getattr(with_curvature(preset), name).curvature for name in parts)
+    clouds = with_curvature(train_point_clouds.PRESETS["cpu"], "flow_training")
+    assert clouds.flow_training.curvature and not clouds.training.curvature
+    assert not any(getattr(preset, name).curvature for name in parts)
