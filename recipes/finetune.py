@@ -29,6 +29,7 @@ from trimtab.optim import AdaptiveBatchSize
 
 from .assemble import save_part
 from .captioned_pictures import EncodedPictures, encode_pictures, read_pictures, write_object_scenes
+from .curvature import add_curvature_argument
 from .distil import StraightStep
 from .emoji_scenes.new_object import BELL
 from .optimizers import build_optimizers
@@ -218,6 +219,7 @@ def main(arguments: list[str] | None = None) -> None:
         accumulation=options.accumulation,
         mixed_precision=options.mixed_precision,
         log_every=options.log_every,
+        curvature=options.curvature,
         seed=options.seed,
     )
     settings = Finetuning(
@@ -265,6 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--guidance-scale", type=float, default=3.0)
     add("--tracker", action="append", default=[], help="of accelerate, such as tensorboard or wandb")
     add("--log-every", type=int, default=10)
+    add_curvature_argument(parser)
     add("--checkpoint-seconds", type=float, default=120.0)
     add("--max-seconds", type=float, help="stop with a checkpoint after this time")
     add("--seed", type=int, default=0)

@@ -24,6 +24,10 @@ BENCHMARKS = (
     "target_surrogate",
     "optimizer_biases",
     "finetune",
+    "hessian_spectrum",
+    "noise_posterior",
+    "programmable_inference",
+    "unlearnable_examples",
 )
 
 
