@@ -26,6 +26,7 @@ READABLE = (*_MESHES, *_ARRAYS, *_TEXTS)
 """Endings that :func:`load_point_cloud` takes."""
 _CLOUD_KEYS = ("points", "vertices", "data", "pos", "cloud", "arr_0")
 _MAX_POINTS = 1_000_000
+_MAX_BYTES = 2**31  # of an unpacked array: some kilobytes may hold gigabytes of zeros
 _MAX_FACES = 10_000_000  # of all nodes of a scene: a small file may show one mesh a million times
 
 
@@ -143,6 +144,8 @@ def _read_array(path: Path) -> Any:
         found = np.load(file, allow_pickle=False)
         if isinstance(found, np.ndarray):
             return found
+        if large := [info.filename for info in found.zip.infolist() if info.file_size > _MAX_BYTES]:
+            raise ValueError(f"{large[0][:80]} would be more than {_MAX_BYTES:,} bytes")
         names = list(found)
         key = next((key for key in _CLOUD_KEYS if key in names), names[0] if len(names) == 1 else None)
         if key is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 __all__ = ["fit_images", "fitted_size", "load_image", "load_images", "load_masks", "size_of_batch"]
 
@@ -193,8 +193,9 @@ def _from_file(path: Path, name: str) -> Image.Image:
         raise ValueError(f"`{name}` {path} is too large: {error}") from None
     except FileNotFoundError:
         raise ValueError(f"`{name}` {path} does not exist; takes a picture's file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise ValueError(f"`{name}` {path} is no picture that can be read: {error}") from None
+    except Exception as error:  # decoders of broken files raise nearly anything
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ValueError(f"`{name}` {path} is no picture that can be read: {reason}") from None
 
 
 def _from_array(array: np.ndarray, name: str) -> Image.Image:

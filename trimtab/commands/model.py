@@ -143,7 +143,7 @@ def _read_json(path: Path, takes: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"{takes}; {path.parent} has none") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{takes}; {path} is no JSON: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{takes}; {path} holds no JSON object")
@@ -158,9 +158,9 @@ def _check_safetensors(path: Path) -> None:
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         header = file.read(length) if 8 + length <= size else b""
     try:
-        ends = [entry["data_offsets"][1] for name, entry in json.loads(header).items() if name != "__metadata__"]
-    except (AttributeError, KeyError, TypeError, IndexError, ValueError):
+        ends = [int(entry["data_offsets"][1]) for name, entry in json.loads(header).items() if name != "__metadata__"]
+        wanted = 8 + length + max(ends, default=0)
+    except (AttributeError, LookupError, TypeError, ArithmeticError, ValueError, RecursionError):
         raise UsageError(f"{path} is no whole safetensors file (its header is cut or broken)") from None
-    wanted = 8 + length + max(ends, default=0)
     if size != wanted:
         raise UsageError(f"{path} is no whole safetensors file: {size} bytes, {wanted} by its header")
