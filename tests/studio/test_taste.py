@@ -20,7 +20,7 @@ from trimtab.studio.rewards import loaded_reward
 from trimtab.studio.runs import Stop, stream
 from trimtab.studio.taste_choice import Ballot, told, undone, voted
 from trimtab.studio.taste_file import TasteFile
-from trimtab.studio.taste_job import Stock, TasteJob, fit_taste, python_code, scores_of
+from trimtab.studio.taste_job import Stock, TasteJob, fit_taste, python_code, scores_of, told_apart
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -111,6 +111,22 @@ def test_a_taste_is_the_personal_reward_of_the_choices(taste):
         fit_taste(stock_of(rows), votes[:3], "polished")
     with pytest.raises(ValueError, match="all the same"):
         fit_taste(stock_of(rows[:1].repeat(8, 1)), [(0, 1), (2, 3), (4, 5), (6, 7)], "polished")
+
+
+def test_it_is_told_how_well_the_liked_can_be_told_apart():
+    rows = features(16)
+    rows[:, 0] = rows[:, 0].sign()  # the liked have 1 there, the others -1
+    rows[:, 1:] *= 0.05
+    likes, others = (torch.where(side)[0].tolist() for side in (rows[:, 0] > 0, rows[:, 0] < 0))
+    pairs = list(zip(likes, others, strict=False))
+    assert len(pairs) >= 4 and told_apart(stock_of(rows), pairs[:3]) == ""
+    text = told_apart(stock_of(rows), pairs)
+    assert f"Of {2 * len(pairs)} pictures, {len(pairs)} you mostly chose" in text
+    assert "err on 0 to 0 % of them (guessing: 50 %" in text and "hardly better" not in text
+    # Each picture beside one that is all but the same and has the other label: neighbours always err.
+    twins = torch.cat([rows[likes[:4]], rows[likes[:4]] + 1e-3])
+    text = told_apart(stock_of(twins), [(i, i + 4) for i in range(4)])
+    assert "to 100 % of them" in text and "hardly better than guessing" in text
 
 
 def changed(path, folder, about=None, **weights):

@@ -16,7 +16,17 @@ from .limits import BUNDLED
 from .tab import Studio, Tab, seed_input
 from .taste_choice import SIDES, Ballot, told, undone, voted
 from .taste_file import FEATURES, TasteFile
-from .taste_job import FEWEST_PICTURES, HEADS, MOST_PICTURES, Stock, TasteJob, fit_taste, python_code, scores_of
+from .taste_job import (
+    FEWEST_PICTURES,
+    HEADS,
+    MOST_PICTURES,
+    Stock,
+    TasteJob,
+    fit_taste,
+    python_code,
+    scores_of,
+    told_apart,
+)
 from .words import in_plain_words, status_html
 
 __all__ = ["ID", "TITLE", "build_tab"]
@@ -158,6 +168,7 @@ def build_tab(studio: Studio) -> Tab:
         began = time.monotonic()
         reward = fit_taste(stock, ballot.votes, head)
         took = f"Fitted to {len(ballot.votes)} choices in {time.monotonic() - began:.1f} s."
+        learnt = " ".join(filter(None, (took, told_apart(stock, ballot.votes))))
         file = studio.files.taste(reward)
         code = python_code(stock.job, ballot.votes, head)
         return (
@@ -165,7 +176,7 @@ def build_tab(studio: Studio) -> Tab:
             _ranked(scores_of(TasteFile(file, features_here), stock), stock),
             _as_text(file),
             code,
-            took,
+            learnt,
         )
 
     def fit_if_enough(stock: Stock | None, ballot: Ballot, head: str) -> tuple[Any, ...]:

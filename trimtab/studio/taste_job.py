@@ -22,12 +22,24 @@ if TYPE_CHECKING:
     from .model import LoadedModel
     from .runs import Run
 
-__all__ = ["FEWEST_PICTURES", "HEADS", "MOST_PICTURES", "Stock", "TasteJob", "fit_taste", "python_code", "scores_of"]
+__all__ = [
+    "FEWEST_PICTURES",
+    "HEADS",
+    "MOST_PICTURES",
+    "Stock",
+    "TasteJob",
+    "fit_taste",
+    "python_code",
+    "scores_of",
+    "told_apart",
+]
 
 HEADS = ("polished", "linear")
 FEWEST_PICTURES, MOST_PICTURES = 4, 60
 _MOST_PROMPTS = 20
 _MOST_STEPS = 50
+_FEWEST_OF_EACH = 4
+"""Liked and disliked pictures from which it is told how well they can be told apart."""
 _KEPT_SIDE = 320
 """Pixels of the longest side of what is kept to be shown."""
 
@@ -169,6 +181,36 @@ def scores_of(taste: TasteFile, stock: Stock) -> list[float] | None:
         return None
     reward = taste.load(device_of_code())
     return reward.score_features(torch.tensor(stock.features, device=reward.mean.device)).tolist()
+
+
+def told_apart(stock: Stock, votes: Sequence[tuple[int, int]]) -> str:
+    """How well what was mostly chosen can be told from what mostly wasn't, in plain words; empty with too few of each.
+
+    Nearest neighbours bracket the error that nothing which sees these features alone can stay below (Cover and Hart),
+    beside the kernel's estimate of it, which is too high in many dimensions (`trimtab.optim.bayes_error`).
+    """
+    import torch
+
+    from trimtab.optim import bayes_error_report
+
+    balance = torch.zeros(len(stock.pictures))
+    for first, last in votes:
+        balance[first] += 1
+        balance[last] -= 1
+    known = balance != 0
+    liked = balance[known] > 0
+    if min(int(liked.sum()), int((~liked).sum())) < _FEWEST_OF_EACH:
+        return ""
+    found = bayes_error_report(torch.tensor(stock.features)[known], liked.long())
+    chance = min(float(liked.float().mean()), 1 - float(liked.float().mean()))
+    text = (
+        f"Of {len(liked)} pictures, {int(liked.sum())} you mostly chose. From what it sees, a judge would err on "
+        f"{100 * found.knn_lower:.0f} to {100 * found.knn_upper:.0f} % of them (guessing: {100 * chance:.0f} %; the "
+        f"kernel's estimate: {100 * found.estimate:.0f} %)."
+    )
+    if found.knn_upper >= 0.9 * chance:
+        text += " That is hardly better than guessing: what it sees may not hold what you choose by."
+    return text
 
 
 def python_code(job: TasteJob, votes: Sequence[tuple[int, int]], head: str) -> str:
