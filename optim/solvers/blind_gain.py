@@ -26,7 +26,7 @@ class CalibrationResult:
         loss: 1/(2mp) sum of squared residuals, where y is scaled to a mean square of 1.
         num_iterations: steps taken.
         converged: the loss reached the tolerance.
-        dead: (m,) bool, sensors whose measurements are all 0; their gain is kept at 1.
+        dead: (m,) bool, sensors whose measurements are all 0 (by their gain or row); left out, their gain kept at 1.
         history: losses, the start's first.
     """
 
@@ -173,9 +173,13 @@ def calibrate_gains(
         )
     xi = project_x(xi if initial is None else initial.to(xi) / size)
     gains, live = torch.ones_like(b[0]), ~dead
+
+    def seen(v: Tensor) -> Tensor:
+        return forward(v).where(live, 0)  # a gain of 0 says nothing of the signal
+
     fixed = None if step is None else (step, step * m / xi.square().sum())
     history: list[float] = []
-    ax, k = forward(xi), 0
+    ax, k = seen(xi), 0
     while True:
         r = gains * ax - b
         history.append(float(r.square().sum()) / (2 * m * p))
@@ -185,11 +189,11 @@ def calibrate_gains(
         grad_x = project_x(adjoint(gains * r) / (m * p))
         grad_g = project_g(torch.where(dead, 0, (ax * r).sum(0) / (m * p)))
         grad_g = torch.where(dead, 0, grad_g - grad_g[live].mean())
-        a_grad = forward(grad_x)
+        a_grad = seen(grad_x)
         mu_x, mu_g = fixed or (_line_search(gains * a_grad, r), _line_search(grad_g * ax, r))
         xi, ax = xi - mu_x * grad_x, ax - mu_x * a_grad
         if k % 50 == 0:
-            ax = forward(xi)  # what rounding has added up
+            ax = seen(xi)  # what rounding has added up
         gains = gains - mu_g * grad_g
         gains = torch.where(dead, 1, gains).masked_scatter(live, project_gains(gains[live], rho))
         if callback is not None:
