@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.commands.errors import UsageError
-from trimtab.commands.jobs import Job, check_keys, read_jobs
+from trimtab.commands.jobs import Job, check_keys, is_text, read_jobs
 from trimtab.commands.json_lines import given_path
 from trimtab.commands.pictures import slug
 
@@ -70,7 +70,8 @@ def _checked(job: dict[str, Any], folder: Path, where: str) -> dict[str, Any]:
     for key, kind in {**_REQUIRED, **OPTIONAL}.items():
         value = job[key]
         numbers = (int, float) if kind is float else kind
-        if value is not None and (isinstance(value, bool) or not isinstance(value, numbers)):
+        wrong = isinstance(value, bool) or not isinstance(value, numbers) or (kind is str and not is_text(value))
+        if value is not None and wrong:
             raise UsageError(f"{where}{_named(key, where)} takes {_KINDS[kind]}; got {value!r}")
         if value is None and key in (*_REQUIRED, "strength", "guidance_scale", "steps", "iterations", "acceleration"):
             raise UsageError(f"{where}{_named(key, where)} takes {_KINDS[kind]}; got null")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.commands.errors import UsageError, first_line
 from trimtab.commands.job_runner import Outcome, run_jobs
-from trimtab.commands.jobs import KEYS, Job, Key, add_input_argument, check_entry, read_jobs
+from trimtab.commands.jobs import KEYS, Job, Key, add_input_argument, check_entry, is_text, read_jobs
 from trimtab.commands.json_lines import given_path
 from trimtab.commands.model import (
     add_model_arguments,
@@ -104,6 +104,8 @@ class GenerateCommand:
         given = {"model": self._args.model or "bundled", "dtype": self._args.dtype}
         given |= {key: line.get(key, getattr(self._args, key, None)) for key in JOB_KEYS}
         check_size(given, self._multiple, where)
+        if not is_text(given["negative_prompt"] or ""):
+            raise UsageError("--negative-prompt takes a text in UTF-8")
 
         from trimtab.commands.sampling import check_guidance
 
@@ -170,7 +172,7 @@ def _prompts(given: list[str], file: str | None) -> list[str]:
         raise UsageError(f"a PROMPT must have a word in it; prompt {', '.join(blank)} is blank")
     if file is not None:
         try:
-            lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+            lines = given_path(file, "--prompt-file").read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise UsageError(f"--prompt-file takes a text file; {file}: {error.strerror}") from None
         except UnicodeDecodeError as error:

@@ -115,15 +115,16 @@ def _begin(
     plan = None
     if processes.first:
         jobs = command.jobs(folder)
-        new()
-        lock.take()
         bad = [job for job in jobs if job.error]
-        merge_manifests(folder, forget=[*(job.name for job in bad), *(job.where or "" for job in jobs)])
-        _sweep(folder, jobs, command.endings)
+        with _writing(folder):
+            new()
+            lock.take()
+            merge_manifests(folder, forget=[*(job.name for job in bad), *(job.where or "" for job in jobs)])
+            _sweep(folder, jobs, command.endings)
+            for job in bad:
+                _failed(Manifest(folder), job, str(job.error))
         done = _done(folder, jobs)
         todo = [job for job in jobs if not job.error and job.name not in done]
-        for job in bad:
-            _failed(Manifest(folder), job, str(job.error))
         if done:
             print(f"{len(done)} of {len(jobs)} {command.noun} are in {folder} already", file=sys.stderr)
         plan = jobs, todo

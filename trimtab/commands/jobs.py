@@ -15,7 +15,7 @@ from typing import Any
 from trimtab.commands.errors import UsageError
 from trimtab.commands.json_lines import given_path, json_lines, parsed
 
-__all__ = ["KEYS", "Job", "Key", "add_input_argument", "check_entry", "check_keys", "read_jobs"]
+__all__ = ["KEYS", "Job", "Key", "add_input_argument", "check_entry", "check_keys", "is_text", "read_jobs"]
 
 MOST_BYTES = 128
 """Of an id: with a seed, an ending and a temporary file's mark it stays below the 255 that a file's name has."""
@@ -66,7 +66,7 @@ class Key:
     def refuses(self, value: Any) -> bool:
         """Whether it is no such value."""
         if self.kind is str:
-            return not isinstance(value, str)
+            return not isinstance(value, str) or not is_text(value)
         numbers = (int, float) if self.kind is float else int
         if isinstance(value, bool) or not isinstance(value, numbers):
             return True
@@ -83,6 +83,15 @@ KEYS = {
     "width": Key(int, 1),
 }
 """Keys that mean the same in several commands."""
+
+
+def is_text(value: str) -> bool:
+    """Whether a text can be written: halves of characters, which bytes of a command line may become, cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def add_input_argument(parser: argparse.ArgumentParser, keys: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.commands.errors import UsageError, first_line
+from trimtab.commands.json_lines import given_path
 
 __all__ = [
     "BUNDLED",
@@ -54,7 +55,7 @@ def check_model(model: str | None) -> str:
         except FileNotFoundError as error:
             raise UsageError(f"the bundled model is not there: {error}; give one with --model") from None
     else:
-        folder = Path(model).expanduser()
+        folder = given_path(model, "--model")
         if not folder.exists() and _HUB_ID.fullmatch(model):
             return model
     if not folder.is_dir():

@@ -8,7 +8,7 @@ from typing import Any
 
 from trimtab.commands.errors import UsageError
 from trimtab.commands.generate import check_size
-from trimtab.commands.jobs import KEYS, Job, Key, check_entry, read_jobs
+from trimtab.commands.jobs import KEYS, Job, Key, check_entry, is_text, read_jobs
 from trimtab.commands.json_lines import given_path
 from trimtab.commands.pictures import slug
 
@@ -55,6 +55,8 @@ def optimize_jobs(
         check_entry(line, JOB_KEYS, where, required=["prompt"], nullable=_NULLABLE)
         given = {**common, **{key: line.get(key, getattr(args, key, None)) for key in JOB_KEYS}}
         check_size(given, multiple, where)
+        if not all(is_text(value) for value in given.values() if isinstance(value, str)):
+            raise UsageError("flags take texts in UTF-8")
         if where and str(line.get("preset", "")).endswith(".json"):
             given["preset"] = str(beside / given_path(line["preset"], f'{where}"preset"'))
         for image in range(args.num_images):
