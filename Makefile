@@ -8,13 +8,15 @@ PY := $(VENV)/bin/python
 SHELL := /bin/bash
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help demo test test-slow test-browser chromium lint types docs format train app clean
+.PHONY: help demo test test-slow test-lowest audit test-browser chromium lint types docs format train app clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       pictures under CFG and APG into out/"
 	@echo "make test       lint and the quick tests"
 	@echo "make test-slow  all tests"
+	@echo "make test-lowest  the quick tests, or TESTS=..., under the lowest versions that are supported"
+	@echo "make audit      known vulnerabilities of the versions in constraints.txt"
 	@echo "make test-browser  the app in Chromium"
 	@echo "make lint       ruff alone       make format  ruff, repairing"
 	@echo "make types      mypy on a plain copy of the package"
@@ -30,6 +32,20 @@ test: lint
 
 test-slow: lint
 	$(PY) -m pytest
+
+# An environment of its own, of Python 3.11.
+test-lowest: build/lowest/stamp
+	build/lowest/bin/python -m pytest -m "not slow" $(TESTS)
+
+build/lowest/stamp: pyproject.toml .ci/lowest.py | $(PY)
+	$(PY) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "make: wants Python 3.11" >&2; exit 1; }
+	$(PY) -m venv build/lowest
+	$(PY) .ci/lowest.py >build/lowest/constraints.txt
+	build/lowest/bin/python -m pip install --quiet --constraint build/lowest/constraints.txt --editable ".[dev]"
+	@touch $@
+
+audit: $(VENV)/stamp-dev
+	$(PY) -m pip_audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 test-browser: $(VENV)/stamp-dev $(VENV)/stamp-browser chromium
 	$(PY) -m pytest tests/browser --durations=5

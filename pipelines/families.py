@@ -93,7 +93,7 @@ _MASKED = (
 )
 _TRUE_CFG = "true_cfg_scale > 1 and a negative_prompt"
 
-FAMILIES: tuple[Family, ...] = (
+FAMILIES: list[Family] = [
     Family(
         name="stable-diffusion",  # 1.x and 2.x
         pipelines=("StableDiffusionPipeline",),
@@ -262,9 +262,12 @@ FAMILIES: tuple[Family, ...] = (
         normalization="batch-norm",
         returns_latents=False,
     ),
-)
+]
+"""The table. An entry that is appended holds from then on; with a name of a class twice, the last one."""
 
-_BY_CLASS = {pipeline: family for family in FAMILIES for pipeline in family.pipelines}
+
+def _by_class() -> dict[str, Family]:
+    return {pipeline: family for family in FAMILIES for pipeline in family.pipelines}
 
 
 def stock_class(pipe: Any) -> type:
@@ -284,12 +287,11 @@ def stock_class(pipe: Any) -> type:
         >>> stock_class(type("MyPipeline", (stock,), {})()).__name__
         'StableDiffusion3Pipeline'
     """
+    known = _by_class()
     for cls in type(pipe).__mro__:
-        if cls.__name__ in _BY_CLASS and cls.__module__.split(".")[0] == "diffusers":
+        if cls.__name__ in known and cls.__module__.split(".")[0] == "diffusers":
             return cls
-    raise ValueError(
-        f"`pipe` is a {type(pipe).__name__}, which is in no family known here; takes {', '.join(_BY_CLASS)}"
-    )
+    raise ValueError(f"`pipe` is a {type(pipe).__name__}, which is in no family known here; takes {', '.join(known)}")
 
 
 def family_of(pipe: Any) -> Family:
@@ -304,7 +306,7 @@ def family_of(pipe: Any) -> Family:
     Raises:
         ValueError: `pipe` belongs to no family of the table; the message names the classes that do.
     """
-    return _BY_CLASS[stock_class(pipe).__name__]
+    return _by_class()[stock_class(pipe).__name__]
 
 
 def denoisers_of(pipe: Any) -> list[Any]:
