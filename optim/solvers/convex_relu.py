@@ -36,6 +36,7 @@ def convex_relu(
     tolerance: float = 1e-6,
     initial: Tensor | None = None,
     offset: float = 0.0,
+    acceleration: int = 10,
     generator: torch.Generator | None = None,
 ) -> ConvexReLUResult:
     """The best two-layer ReLU network over activation patterns D_i, as a convex program.
@@ -46,8 +47,9 @@ def convex_relu(
     Its optimum is that of min loss + beta/2 sum_j (||u_j||^2 + alpha_j^2) over networks sum_j alpha_j (X u_j)_+ whose
     neurons have these patterns; over all networks where the patterns are all that the data have. Solved by ADMM with
     u = v and G u = s split, as in "Efficient Global Optimization of Two-layer ReLU Networks" (arXiv:2201.01965).
-    Our choices: steps are over-relaxed, and a loss other than the squared one is split off, too, with its closed
-    proximal step (the paper's is "rbcd").
+    Our choices: steps are over-relaxed and accelerated, and a loss other than the squared one is split off, too, with
+    its closed proximal step. With "rbcd" any loss is: the paper's blocks descend on the loss itself, whose curvature to
+    rho makes them creep at the small rho that ADMM wants.
 
     With `epsilon` the loss is of the worst point of a box |x - x_k|_inf <= epsilon around each row, exactly so while
     the patterns are fixed over the boxes, which the constraints (2 d_ik - 1) x_k^T v_i >= epsilon ||v_i||_1 see to.
@@ -64,12 +66,14 @@ def convex_relu(
         bias: neurons have a bias, decayed like the other weights; it is not perturbed.
         epsilon: >= 0, in units of the data.
         inner: how the least-squares step is solved: "cholesky", "cg" (no factor is formed), or the paper's randomized
-            block coordinate descent "rbcd" (squared and logistic loss, epsilon = 0).
+            block coordinate descent "rbcd" (epsilon = 0).
         rho: > 0, ADMM's penalty, kept; None starts at 0.03 sqrt(n) and balances the residuals.
         max_iterations: >= 1.
         tolerance: > 0, of both residuals, relative.
         initial: (2, P, d), where to start; None is 0.
         offset: added to each output, the last layer's bias; it is not fitted.
+        acceleration: points of Anderson's mixing, taken every fifth iteration and kept where the next step is no
+            longer; 0 is the paper's plain iteration.
         generator: of "rbcd"; None is seed 0.
 
     Returns:
@@ -93,13 +97,15 @@ def convex_relu(
     checked_number("tolerance", tolerance, above=0)
     if rho is not None:
         checked_number("rho", rho, above=0)
-    if inner == "rbcd" and (loss == "hinge" or epsilon > 0):
-        raise ValueError("`inner` is 'rbcd', which takes the loss 'squared' or 'logistic' and epsilon=0")
+    checked_count("acceleration", acceleration, least=0)
+    if inner == "rbcd" and epsilon > 0:
+        raise ValueError("`inner` is 'rbcd', which takes epsilon=0")
     if initial is not None and tuple(initial.shape) != program.shape:
         raise ValueError(f"`initial` has shape {tuple(initial.shape)}; takes {program.shape}")
     start = torch.zeros(program.shape, dtype=program.X.dtype, device=program.X.device)
     start = start if initial is None else initial.to(start)
-    state = ADMM(program, inner, 0.03 * len(X) ** 0.5 if rho is None else rho, start, checked_generator(generator))
+    rho0 = 0.03 * len(X) ** 0.5 if rho is None else rho
+    state = ADMM(program, inner, rho0, start, checked_generator(generator), acceleration)
     history, residuals, converged = [], [], False
     for iteration in range(1, max_iterations + 1):
         primal, dual = state.step()
@@ -163,6 +169,7 @@ def polish(
     tolerance: float = 1e-6,
     inner: Literal["cholesky", "cg", "rbcd"] = "cholesky",
     rho: float | None = None,
+    acceleration: int = 10,
 ) -> PolishResult:
     """Moves a trained two-layer network to the optimum over its own neurons' activation patterns.
 
@@ -182,6 +189,7 @@ def polish(
         tolerance: of ADMM.
         inner: as in `convex_relu`.
         rho: as in `convex_relu`.
+        acceleration: as in `convex_relu`.
 
     Returns:
         The better network and both objectives.
@@ -206,6 +214,7 @@ def polish(
         rho=rho,
         max_iterations=max_iterations,
         tolerance=tolerance,
+        acceleration=acceleration,
         initial=_merged(module, X, patterns),
         offset=0.0 if last.bias is None else last.bias.item(),
     )

@@ -10,11 +10,13 @@ from torch import Tensor
 from .conjugate_directions import conjugate_directions
 from .relu_program import ReLUProgram
 
-__all__ = ["INNER_SOLVERS", "BlockDescent", "LinearStep"]
+__all__ = ["INNER_SOLVERS", "LinearStep"]
 
 INNER_SOLVERS = ("cholesky", "cg", "rbcd")
 LARGEST_FACTOR = 8000
 """Unknowns of a dense factor at most: half a gigabyte."""
+MAX_SWEEPS = 30
+"""Of block coordinate descent, over all patterns, an iteration of ADMM."""
 
 
 class LinearStep:
@@ -29,15 +31,19 @@ class LinearStep:
         program: the operators.
         kappa: weight of F's term.
         splits: k, how often u itself is split: 1, or 2 for the robust forms.
-        method: "cholesky" or "cg".
+        method: "cholesky", "cg" or "rbcd".
+        generator: of "rbcd".
     """
 
-    def __init__(self, program: ReLUProgram, kappa: float, splits: int, method: str) -> None:
-        self._program, self._kappa, self._splits = program, kappa, splits
+    def __init__(
+        self, program: ReLUProgram, kappa: float, splits: int, method: str, generator: torch.Generator
+    ) -> None:
+        self._program, self._kappa, self._splits, self._generator = program, kappa, splits, generator
         X = program.X
         self._block = splits * torch.eye(X.shape[1], dtype=X.dtype, device=X.device) + X.T @ X
         self._factor = torch.linalg.cholesky(self._block)
-        self._solve: Callable[[Tensor], Tensor] = {"cholesky": self._factored, "cg": self._by_cg}[method]()
+        ways = {"cholesky": self._factored, "cg": self._by_cg, "rbcd": self._by_blocks}
+        self._solve: Callable[[Tensor], Tensor] = ways[method]()
         self._last: Tensor | None = None
         self.iterations = 0
         self.tolerance = 1e-10
@@ -117,69 +123,37 @@ class LinearStep:
 
         return solve
 
+    def _by_blocks(self) -> Callable[[Tensor], Tensor]:
+        """Randomized block coordinate descent (arXiv:2201.01965, RBCD), from the last solution.
 
-class BlockDescent:
-    """Randomized block coordinate descent on ADMM's first step, for a smooth loss that is not split off.
+        A pattern is drawn, its block of z takes a gradient step, and the outputs follow by their change, n d
+        operations. Our choices: the gradient is preconditioned by (k I + X^T X), which all blocks share, and the step
+        along it is exact in place of Armijo's, as the loss is split off. It stops where a sweep's mean decrease is
+        small, or after `MAX_SWEEPS`.
+        """
+        p, kappa = self._program, 2 * self._kappa
+        inverse = torch.cholesky_inverse(self._factor)
+        count = len(p.active)
 
-    A pattern i is drawn; its two blocks take a gradient step with Armijo's rule, and the outputs follow by their
-    change: the gradient in v_i is X^T D_i l'(F u) + rho (u_i - t_i + X^T X u_i - X^T (2 D_i - I) s_i). Step sizes grow
-    by 1.05 where the first trial passes and shrink by 1.5 between draws where it does not, by 2.5 within one.
-    Source: arXiv:2201.01965, RBCD.
+        def solve(r: Tensor) -> Tensor:
+            z = torch.zeros_like(r) if self._last is None else self._last
+            f = torch.einsum("pn,pn->n", p.active, z @ p.X.T)
+            enough = self.tolerance * float((r * (r @ inverse)).sum())
+            for _ in range(MAX_SWEEPS):
+                gained = r.new_zeros(())
+                for i in torch.randperm(count, generator=self._generator).tolist():
+                    g = z[i] @ self._block + kappa * ((p.active[i] * p.unread(p.read(f))) @ p.X) - r[i]
+                    step = g @ inverse
+                    change = p.active[i] * (p.X @ step)
+                    slope = g @ step
+                    length = slope / (slope + kappa * p.read(change).square().sum()).clamp_min(1e-300)
+                    z[i] -= length * step
+                    f = f - length * change
+                    gained = gained + length * slope
+                self.iterations += count
+                if float(gained) <= enough:
+                    break
+            self._last = z
+            return z.clone()
 
-    Args:
-        program: the operators.
-        rho: ADMM's penalty.
-        generator: draws the patterns.
-        max_sweeps: blocks drawn at most, in units of the number of patterns.
-    """
-
-    def __init__(self, program: ReLUProgram, rho: float, generator: torch.Generator, max_sweeps: float = 5.0) -> None:
-        self._program, self.rho, self._generator = program, rho, generator
-        self._draws = max(1, int(max_sweeps * program.shape[1]))
-        self._step = 1.0 / (rho * (1 + float(torch.linalg.matrix_norm(program.X, 2)) ** 2))
-        self._gram = program.X.T @ program.X
-        self.iterations = 0
-        self.tolerance = 1e-12
-
-    def __call__(self, u: Tensor, rhs: Tensor) -> Tensor:
-        """u after some draws from u, with `rhs` the sum of ADMM's targets t + G^T s."""
-        p, u = self._program, u.clone()
-        f = torch.einsum("pn,pn->n", p.active, (u[0] - u[1]) @ p.X.T)
-        value = self._loss(f)
-        order = torch.randint(len(p.active), (self._draws,), generator=self._generator).tolist()
-        recent = 0.0
-        for count, i in enumerate(order):
-            gain, f, value = self._block_step(u, rhs, i, f, value)
-            recent = max(gain, 0.7 * recent)
-            self.iterations += 1
-            if count >= len(p.active) and recent < self.tolerance * max(1.0, value):
-                break
-        return u
-
-    def _loss(self, f: Tensor) -> float:
-        p = self._program
-        return float(p.loss.value(p.loss.margin(p.read(f) + p.offset, p.y)).sum())
-
-    def _block_step(self, u: Tensor, rhs: Tensor, i: int, f: Tensor, value: float) -> tuple[float, Tensor, float]:
-        """One draw; changes u in place and gives the decrease, the outputs and the loss."""
-        p, block = self._program, u[:, i]
-        pull = p.unread(p.loss.gradient(p.read(f) + p.offset, p.y)) * p.active[i]
-        g = pull @ p.X
-        slope = torch.stack([g, -g]) + self.rho * (block + block @ self._gram - rhs[:, i])
-        size = float(slope.square().sum())
-        if size == 0:
-            return 0.0, f, value
-        direction = (p.active[i] * (p.X @ (slope[0] - slope[1]))).neg()
-        curved = self.rho * float((slope * (slope + slope @ self._gram)).sum())
-        linear = self.rho * float((slope * (block + block @ self._gram - rhs[:, i])).sum())
-        step = self._step
-        for trial in range(30):
-            new = f + step * direction
-            new_value = self._loss(new)
-            decrease = value - new_value + step * linear - step * step * curved / 2
-            if decrease >= 1e-3 * step * size:
-                self._step = step * 1.05 if trial == 0 else step / 1.5
-                u[:, i] = block - step * slope
-                return decrease, new, new_value
-            step /= 2.5
-        return 0.0, f, value
+        return solve
