@@ -111,6 +111,8 @@ class _Run:
             if not values:
                 raise ValueError(f"`strategy` is 'enum' at the site {name!r} of more than {MOST_RUNS} joint values")
             return [_Choice("enum", "", value, before, before) for value in values]
+        if strategy == "reparam":  # drawn with its gradient, by the state
+            return [_Choice("reparam", "", None, before, before)]
         with torch.no_grad():
             value = _draw(dist, self.generator, reparametrized=False)
             extra = _measure_points(dist, value, self.generator) if strategy == "mvd" else {}
