@@ -54,8 +54,8 @@ def edit_jobs(args: argparse.Namespace, endings: Sequence[str]) -> list[Job]:
             raise UsageError(f"give {', '.join(missing)}, or a file of edits with --input")
         job = _checked({**defaults, **given}, Path(), "")
         return [Job(f"{slug(Path(args.image).stem, 24)}-{slug(args.prompt)}", {**made_by, **job})]
-    if given := [_flag(key) for key in _REQUIRED if getattr(args, key) is not None]:
-        raise UsageError(f"--input has the pictures and prompts; leave {', '.join(given)} away")
+    if extra := [_flag(key) for key in _REQUIRED if getattr(args, key) is not None]:
+        raise UsageError(f"--input has the pictures and prompts; leave {', '.join(extra)} away")
 
     def settings(line: Any, where: str, beside: Path) -> list[dict[str, Any]]:
         check_keys(line, KEYS, where, list(_REQUIRED))
@@ -70,7 +70,9 @@ def _checked(job: dict[str, Any], folder: Path, where: str) -> dict[str, Any]:
     for key, kind in {**_REQUIRED, **OPTIONAL}.items():
         value = job[key]
         numbers = (int, float) if kind is float else kind
-        wrong = isinstance(value, bool) or not isinstance(value, numbers) or (kind is str and not is_text(value))
+        wrong = (
+            isinstance(value, bool) or not isinstance(value, numbers) or (isinstance(value, str) and not is_text(value))
+        )
         if value is not None and wrong:
             raise UsageError(f"{where}{_named(key, where)} takes {_KINDS[kind]}; got {value!r}")
         if value is None and key in (*_REQUIRED, "strength", "guidance_scale", "steps", "iterations", "acceleration"):

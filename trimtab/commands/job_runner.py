@@ -36,10 +36,15 @@ class Outcome:
 class Command(Protocol):
     """What :func:`run_jobs` asks of a command."""
 
-    noun: str
-    """What it makes, such as ``pictures``."""
-    endings: Sequence[str]
-    """All that a job's files may end in."""
+    @property
+    def noun(self) -> str:
+        """What it makes, such as ``pictures``."""
+        ...
+
+    @property
+    def endings(self) -> Sequence[str]:
+        """All that a job's files may end in."""
+        ...
 
     def jobs(self, folder: Path) -> list[Job]:
         """All jobs, checked as far as can be without a model."""
@@ -112,7 +117,7 @@ def _begin(
     command: Command, folder: Path, lock: FolderLock, new: Callable[[], None], processes: Processes
 ) -> tuple[list[Job], list[Job]]:
     """Takes the folder, and what the first process finds to be done is done by all."""
-    plan = None
+    plan: tuple[list[Job], list[Job]] = ([], [])
     if processes.first:
         jobs = command.jobs(folder)
         bad = [job for job in jobs if job.error]
@@ -227,7 +232,7 @@ def _record(job: Job, outcome: Outcome) -> dict[str, Any]:
 
 
 def _failed(manifest: Manifest, job: Job, error: str) -> None:
-    said = {"files": [], "figures": {}, "error": error, "where": job.where}
+    said: dict[str, Any] = {"files": [], "figures": {}, "error": error, "where": job.where}
     manifest.append({"job": job.name, "seed": job.settings.get("seed"), "settings": dict(job.settings), **said})
     print(f"trimtab: warning: {job.name}: {error}", file=sys.stderr)
 

@@ -112,7 +112,10 @@ class _Optimize:
     def __init__(self, args: argparse.Namespace, weights: str | dict[str, float], model: str) -> None:
         self._args, self._weights, self._model = args, weights, model
         self._pipes: dict[bool, Any] = {}
-        self._stock = self._monitor = self._reward = None
+        self._stock: Any = None
+        self._reward: Any = None
+        self._monitor: Any = None
+        self._shown: bool | None = None
 
     def jobs(self, folder: Path) -> list[Job]:
         args = self._args
