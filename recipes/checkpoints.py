@@ -97,8 +97,9 @@ def load_checkpoint(
             states[int(number)].setdefault(int(index), {})[key] = value
     counts = rest.get("groups") or [[{} for _ in optimizer.param_groups] for optimizer in optimizers]
     for optimizer, state, counted in zip(optimizers, states, counts, strict=True):
-        groups = [group | own for group, own in zip(optimizer.state_dict()["param_groups"], counted, strict=True)]
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        present = optimizer.state_dict()  # may hold more than torch's two entries
+        groups = [group | own for group, own in zip(present["param_groups"], counted, strict=True)]
+        optimizer.load_state_dict({**present, "state": state, "param_groups": groups})
 
 
 def _packed(value: object, name: str, tensors: dict[str, Tensor]) -> object:

@@ -35,7 +35,7 @@ from .emoji_scenes.new_object import BELL
 from .optimizers import build_optimizers
 from .training_loop import TrainingSettings, train
 
-__all__ = ["LORA_LAYERS", "Finetuning", "finetune", "main", "save_result"]
+__all__ = ["LORA_LAYERS", "Finetuning", "finetune", "lora_layers", "main", "save_result"]
 
 LORA_LAYERS = (
     "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
@@ -104,7 +104,7 @@ def finetune(
         if not getattr(transformer, "peft_config", None):
             torch.manual_seed(settings.training.seed)  # peft draws the first matrices from the global generator
             transformer.add_adapter(
-                LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=_layers(transformer))
+                LoraConfig(r=settings.rank, lora_alpha=settings.rank, target_modules=lora_layers(transformer))
             )
     else:
         transformer.requires_grad_(True)
@@ -134,7 +134,7 @@ def finetune(
     )
 
 
-def _layers(transformer: nn.Module) -> list[str]:
+def lora_layers(transformer: nn.Module) -> list[str]:
     """Names of the layers for LoRA; the last block lacks some."""
     found = [name for name, _ in transformer.named_modules() if name.endswith(LORA_LAYERS)]
     if not found:

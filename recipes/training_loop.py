@@ -22,6 +22,8 @@ from trimtab.optim import AdaptiveBatchSize
 from .checkpoints import Progress, load_checkpoint, save_checkpoint, trained_parameters, weights_of
 from .curvature import stable_rate
 
+Update = Callable[[Accelerator, nn.Module, Sequence[torch.optim.Optimizer], int], tuple[float, dict[str, float]]]
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -67,12 +69,13 @@ class TrainingSettings:
 
 def train(
     module: nn.Module,
-    loss_of_step: Callable[[nn.Module, int, int, torch.device], tuple[Tensor, dict[str, Tensor]]],
+    loss_of_step: Callable[[nn.Module, int, int, torch.device], tuple[Tensor, dict[str, Tensor]]] | None,
     settings: TrainingSettings,
     folder: Path,
     *,
     max_seconds: float | None = None,
     optimizers: Sequence[torch.optim.Optimizer] | None = None,
+    update: Update | None = None,
     batch: AdaptiveBatchSize | None = None,
     trackers: Sequence[str | GeneralTracker] = (),
     validate: Callable[[int], None] | None = None,
@@ -85,12 +88,15 @@ def train(
     Args:
         module: the network; its ``forward`` is what ``loss_of_step`` calls. Ends up with the averaged weights.
         loss_of_step: takes the prepared module, the step, the number of the batch to draw (the step's own in each
-            process) and the device; gives the loss and figures to show.
+            process) and the device; gives the loss and figures to show. None with ``update``.
         settings: see :class:`TrainingSettings`.
         folder: holds ``checkpoint.safetensors`` and ``log.jsonl``; made where missing.
         max_seconds: stop after this time with a checkpoint; None runs to the end.
         optimizers: in the place of AdamW over all parameters; their rate is set at every step, to the settings' rate
             times the parameter group's ``rate_factor`` where it has one.
+        update: in the place of the loss's gradient and the optimizers' steps, for methods that draw at other weights
+            than the present ones, or go several steps from one draw. Takes the accelerator, the prepared module, the
+            prepared optimizers and the step; changes the weights, and gives the loss and figures to show.
         batch: lets the micro-batches of a step grow; the run then ends after as many micro-batches, and so samples, as
             without it, and the rate falls with them.
         trackers: of accelerate, which get every line of the log.
@@ -129,11 +135,15 @@ def train(
         drawn = at.drawn
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = settings.rate(at.drawn / settings.accumulation) * group.get("rate_factor", 1.0)
-        loss, figures = _gradients(accelerator, prepared, loss_of_step, at)
-        accelerator.clip_grad_norm_(module.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        if update is not None:
+            loss, figures = update(accelerator, prepared, optimizers, at.step)
+            at.step, at.drawn = at.step + 1, at.drawn + settings.accumulation
+        else:
+            loss, figures = _gradients(accelerator, prepared, loss_of_step, at)
+            accelerator.clip_grad_norm_(module.parameters(), 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
         ema.step(trained_parameters(module).values())
         progress.update(at.drawn - drawn)
         if at.step % settings.log_every == 0 or at.drawn >= total:
