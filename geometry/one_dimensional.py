@@ -60,9 +60,10 @@ def check_order(p: float) -> None:
 
     Raises:
         TypeError: ``p`` is no number.
-        ValueError: ``p`` is below 1, NaN or infinite.
+        ValueError: ``p`` is below 1, NaN, infinite, or a whole number that no tensor holds.
     """
-    check_number(p, "p", lambda value: 1 <= value < float("inf"), "a finite number >= 1")
+    largest = 2**63 if isinstance(p, int) else float("inf")
+    check_number(p, "p", lambda value: 1 <= value < largest, "a finite number >= 1")
 
 
 @functools.lru_cache(maxsize=64)

@@ -96,7 +96,8 @@ def sinkhorn_divergence(
         (B,) or a scalar, differentiable in ``x`` and ``y`` at the final plans (the envelope theorem).
 
     Raises:
-        TypeError, ValueError: as :func:`~trimtab.geometry.sliced_wasserstein`, and for a regularization not > 0.
+        TypeError, ValueError: as :func:`~trimtab.geometry.sliced_wasserstein`, and for a regularization not > 0 or
+            squared distances that overflow.
         ImportError: POT is not installed.
     """
     ot = _pot()
@@ -113,7 +114,10 @@ def sinkhorn_divergence(
             divergence = torch.special.xlogy(plan, plan).sum((1, 2)) + independent * plan.sum((1, 2))
         values.append((plan * squared).sum((1, 2)) + regularization * divergence)
     between, within_x, within_y = values
-    return pair.result(between - 0.5 * (within_x + within_y))
+    divergence = between - 0.5 * (within_x + within_y)
+    if not bool(torch.isfinite(divergence).all()):
+        raise ValueError("`x` and `y` must have squared distances that their dtype holds; these overflow")
+    return pair.result(divergence)
 
 
 def _pot() -> ModuleType:

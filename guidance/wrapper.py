@@ -220,6 +220,9 @@ class GuidanceRescale(_Wrapper):
         wide = torch.promote_types(output.pred.dtype, torch.float32)
         g, c = output.pred.to(wide), output.pred_cond.to(wide)
         dims = tuple(range(1, g.ndim))
-        ratio = c.std(dims, keepdim=True) / g.std(dims, keepdim=True)
+        spread = g.std(dims, keepdim=True)
+        ratio = torch.where(
+            spread > 0, c.std(dims, keepdim=True) / spread, 1.0
+        )  # of a constant nothing is to be scaled
         output.pred = (g * (1 + self.guidance_rescale * (ratio - 1))).to(output.pred.dtype)
         return output
