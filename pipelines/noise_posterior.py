@@ -50,7 +50,8 @@ class NoisePosterior:
         pipe: a pipeline of a family in the table, or one for noise optimization, whose reward then is the default.
         prompt: one prompt.
         reward: a `RewardModel` with a gradient, a name or path for `load_reward`, or weights by name.
-        temperature: > 0, what of the reward is worth one nat: small asks for more reward and less variety.
+        temperature: > 0, what of the reward is worth one nat: small asks for more reward and less variety. The default
+            is for emoji-clip, whose rewards of a prompt's pictures differ by about 1.
         num_components: of the mixture, >= 1.
         family: "diagonal", or "lowrank" for covariances of `rank` directions besides.
         rank: >= 1.
@@ -71,7 +72,7 @@ class NoisePosterior:
 
     Example:
         >>> posterior = NoisePosterior(pipe, "three owls on a pink background", reward="bundled")  # doctest: +SKIP
-        >>> posterior.fit(num_steps=40)                                                             # doctest: +SKIP
+        >>> posterior.fit()                                                                         # doctest: +SKIP
         >>> images = posterior.sample(10, torch.Generator().manual_seed(0))                         # doctest: +SKIP
     """
 
@@ -81,7 +82,7 @@ class NoisePosterior:
         prompt: str,
         *,
         reward: Any = None,
-        temperature: float = 0.01,
+        temperature: float = 0.001,
         num_components: int = 4,
         family: Literal["diagonal", "lowrank"] = "diagonal",
         rank: int = 8,
@@ -160,12 +161,12 @@ class NoisePosterior:
     def fit(
         self,
         *,
-        num_steps: int = 40,
+        num_steps: int = 20,
         num_samples: int = 1,
-        lr: float = 0.03,
+        lr: float = 0.02,
         init: Literal["spread", "random"] = "spread",
         num_starts: int = 32,
-        start_scale: float = 0.5,
+        start_scale: float = 0.2,
         generator: torch.Generator | None = None,
         callback: Callable[[int, float], Any] | None = None,
     ) -> MixtureFit:
@@ -180,7 +181,8 @@ class NoisePosterior:
             init: "spread" begins at the pictures that differ most among the best quarter of `num_starts` draws;
                 "random" at draws as they come.
             num_starts: >= `num_components`; eight times as many for a choice.
-            start_scale: in (0, 1), the components' standard deviation at first. A draw z becomes the mean
+            start_scale: in (0, 1), the components' standard deviation at first, small enough for their pictures to stay
+                good. A draw z becomes the mean
                 sqrt(1 - start_scale^2) z, so that noise is as long as usual.
             generator: of everything drawn; None is seed 0.
             callback: called as (step, bound) after each step; True ends the fit there.

@@ -30,8 +30,8 @@ def pipe():
 
 @pytest.fixture(scope="module")
 def fitted(pipe):
-    posterior = NoisePosterior(pipe, "a cat", reward=REWARD, num_components=2, **CALL)
-    return posterior, posterior.fit(num_steps=6, num_starts=8, lr=0.1)
+    posterior = NoisePosterior(pipe, "a cat", reward=REWARD, temperature=0.01, num_components=2, **CALL)
+    return posterior, posterior.fit(num_steps=6, num_starts=8, lr=0.1, start_scale=0.5)
 
 
 def test_its_likelihood_is_the_reward_over_the_temperature(pipe):
