@@ -186,8 +186,10 @@ def test_arguments_of_pipelines(cases):
                 result = edit(picture, **options).images
             else:
                 result = optimize(**options, generator=torch.Generator().manual_seed(0)).images
-        except (ValueError, TypeError, FloatingPointError) as error:
+        except (ValueError, TypeError, FloatingPointError, FileNotFoundError) as error:
             assert str(error)
+        except RuntimeError as error:  # within a run, where numbers grew too large
+            assert "not finite" in str(error)
         else:
             if not isinstance(result, list):
                 assert bool(torch.as_tensor(result).isfinite().all()), options

@@ -169,6 +169,11 @@ def _call(edit: Any, jobs: Sequence[Mapping[str, Any]]) -> Any:
         raise MemoryError(f"{len(jobs)} pictures are too large for the device: {first_line(error)}") from error
     except (ValueError, TypeError) as error:
         raise UsageError(f"{common['image']}: {first_line(error)}") from error
+    except RuntimeError as error:
+        if "not finite" not in str(error):
+            raise
+        reason = first_line(error)
+        raise FloatingPointError(f"{reason}: lower --guidance-scale or take --dtype float32") from error
 
 
 def _figures(result: Any, row: int) -> dict[str, Any]:

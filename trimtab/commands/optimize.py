@@ -204,7 +204,7 @@ def optimize(
             )
     except torch.OutOfMemoryError as error:
         raise MemoryError(f"{len(jobs)} pictures at once are too many: {first_line(error)}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, FileNotFoundError) as error:  # a preset's file is read by the call
         raise UsageError(first_line(error)) from error
     seconds = round((time.perf_counter() - start) / len(jobs), 3)
     spectra = [None] * len(jobs)
