@@ -25,6 +25,7 @@ class EqualityAscent(NoiseOptimizer):
         problem: what it starts from.
         step: length of the first step relative to the noise's norm.
         restoring: iterations at the end, at most half of all.
+        reach: longest part of the first steps that restores the constraints, relative to the noise's norm.
         options: of `FirstOrderSQP`: `beta` and `nu`.
 
     Raises:
@@ -33,11 +34,13 @@ class EqualityAscent(NoiseOptimizer):
 
     needs_gradient = True
 
-    def __init__(self, problem: NoiseProblem, *, step: float = 0.1, restoring: int = 4, **options: Any) -> None:
+    def __init__(
+        self, problem: NoiseProblem, *, step: float = 0.1, restoring: int = 8, reach: float = 0.2, **options: Any
+    ) -> None:
         super().__init__(problem)
         self.left = problem.num_steps
         self.restoring = min(checked_count("restoring", restoring, 0), problem.num_steps // 2)
-        self.solvers = [FirstOrderSQP(row.double(), step=step, **options) for row in problem.latents]
+        self.solvers = [FirstOrderSQP(row.double(), step=step, reach=reach, **options) for row in problem.latents]
 
     def ask(self) -> Tensor:
         """A trial of each sample: (B, 1, *latent_shape)."""

@@ -1,18 +1,22 @@
 """Noise optimization under constraints in the bundled model: how many results are feasible, and how nearly optimal.
 
-The claims: with the noise's norm at its shell and the picture's mean colour given, every result called feasible is, and
-the KKT residual falls; under a bound of the picture's brightness, searches without gradients end at feasible pictures.
+The claims: with the noise's norm at its shell and the picture's brightness or mean colour given, every result called
+feasible is, and the KKT residual falls; under a bound of the picture's brightness, searches without gradients end at
+feasible pictures.
 
     python -m trimtab.benchmarks.optim.noise_constraints [--num-captions 8] [--steps 24]
 
-The distilled transformer in four evaluations; emoji-clip is what rises. The given colour is the first picture's mean
-moved by 0.01 in each channel, the bound is the first pictures' mean brightness less 0.005. Feasible means within 1e-3.
+The distilled transformer in four evaluations; emoji-clip is what rises. The given brightness is the first picture's and
+0.01 more, the given colour the mean of a picture from another noise, the bound the first picture's brightness less
+0.005. (A colour moved by 0.01 in a direction of one's own is mostly out of reach: what a caption says settles the
+picture's mean but for a few thousandths.) Feasible means within 1e-3.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import statistics
 from typing import Any
 
 import torch
@@ -38,13 +42,17 @@ def first_picture(pipe: Any, caption: str, seed: int) -> Tensor:
         return sampler(sampler.sample_latents(1, torch.Generator().manual_seed(seed))).float()
 
 
-def equality(pipe: Any, caption: str, seed: int, steps: int) -> tuple[bool, float, float, float]:
-    """Whether the result is called feasible, how far off it is, the last KKT residual over the first, the gain."""
-    colour = first_picture(pipe, caption, seed).mean((2, 3)) + torch.tensor([0.01, -0.01, 0.01])
+def equality(pipe: Any, caption: str, seed: int, steps: int, given: str) -> tuple[bool, float, float, float]:
+    """Whether the result is called feasible, how far off it is, the least KKT residual over the first, the gain."""
+    if given == "colour":
+        target = first_picture(pipe, caption, 100 + seed).mean((2, 3))
+    else:
+        target = first_picture(pipe, caption, seed).mean((1, 2, 3)).view(1, 1) + 0.01
 
     def constraints(images: Tensor, latents: Tensor) -> Tensor:
         norm = latents.flatten(1).norm(dim=1, keepdim=True) / math.sqrt(latents[0].numel()) - 1
-        return torch.cat([norm, images.float().mean((2, 3)) - colour], 1)
+        colour = images.float().mean((2, 3))
+        return torch.cat([norm, (colour if given == "colour" else colour.mean(1, keepdim=True)) - target], 1)
 
     found = call(pipe, caption, seed, steps, equality_constraints=constraints, equality_tolerance=TOLERANCE)
     off = float(constraints(found.images, found.latents).abs().max())
@@ -74,16 +82,19 @@ def main() -> None:
     args = parser.parse_args()
     pipe = load(args.dtype)
     captions = compositional_captions(args.num_captions)
-    feasible, off, kkt, gains = zip(*(equality(pipe, c, i, args.steps) for i, c in enumerate(captions)), strict=True)
-    called = [value for value, yes in zip(off, feasible, strict=True) if yes]
-    share, middle = sum(feasible) / len(captions), sorted(kkt)[len(kkt) // 2]
-    rows = [
-        Row("noise norm and mean colour given: share of runs that became feasible", share, 1.0, "reported", True),
-        Row("the same: largest deviation of a result called feasible", max(called, default=math.nan), TOLERANCE,
-            "<= tolerance", all(value <= 1.1 * TOLERANCE for value in called)),
-        Row("the same: least KKT residual over the first, median", middle, 1.0, "< 1", middle < 1),
-        Row("the same: gain of emoji-clip, mean", sum(gains) / len(gains), 0.0, "reported", True),
-    ]  # fmt: skip
+    rows = []
+    for given in ("brightness", "colour"):
+        found = (equality(pipe, c, i, args.steps, given) for i, c in enumerate(captions))
+        feasible, off, kkt, gains = zip(*found, strict=True)
+        called = [value for value, yes in zip(off, feasible, strict=True) if yes]
+        share, middle = sum(feasible) / len(captions), statistics.median(kkt)
+        rows += [
+            Row(f"noise norm and {given} given: share of runs that became feasible", share, 1.0, "reported", True),
+            Row("the same: largest deviation of a result called feasible", max(called, default=math.nan), TOLERANCE,
+                "<= tolerance", all(value <= 1.1 * TOLERANCE for value in called)),
+            Row("the same: least KKT residual over the first, median", middle, 1.0, "< 1", middle < 1),
+            Row("the same: gain of emoji-clip, mean", sum(gains) / len(gains), 0.0, "reported", True),
+        ]  # fmt: skip
     for optimizer in ("consensus", "directional"):
         found = [inequality(pipe, c, i, optimizer) for i, c in enumerate(captions)]
         share, right = sum(yes for yes, _ in found) / len(found), all(value <= 1e-6 for yes, value in found if yes)

@@ -60,6 +60,26 @@ def test_restoration_is_newtons_method_on_the_constraints():
     assert torch.allclose(again.restoration(), exact, atol=1e-10)
 
 
+@pytest.mark.parametrize("restoring, reach", [(True, math.inf), (True, 0.2), (False, 0.2)])
+def test_a_bent_constraint_is_reached_where_newtons_method_on_it_diverges(restoring, reach):
+    """atan(x) = 0 from 3, where |x| > 1.39 is beyond Newton's method."""
+
+    def f(x):
+        return x[1].square()
+
+    def c(x):
+        return torch.atan(x[:1])
+
+    x = torch.tensor([3.0, 1.0], dtype=torch.float64)
+    assert abs(3 - (1 + 9) * math.atan(3)) > 9  # Newton's first step
+    solver = FirstOrderSQP(x, reach=reach)
+    for _ in range(40):
+        x = solver.restoration() if restoring else solver.ask()
+        solver.tell(float(f(x)), torch.func.grad(f)(x), c(x), torch.func.jacrev(c)(x), x if restoring else None)
+    assert abs(float(solver.point.x[0])) < 1e-6
+    assert abs(float(solver.point.x[1]) - restoring) < 1e-3  # the other coordinate is f's
+
+
 def test_a_trial_that_is_worse_or_not_finite_is_refused_and_asked_for_at_half_the_length():
     f, c, x0 = toy()
     solver = FirstOrderSQP(x0)
