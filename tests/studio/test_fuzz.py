@@ -32,6 +32,9 @@ QUICK = {"steps": 1, "iterations": 1, "count": 2, "few_steps": False}
 FEWEST = {("/make_pairs", "count"): 4, ("/edit", "iterations"): 0, ("/create_grid", "guidance"): "cfg++"}
 """The same of one endpoint."""
 
+LONGEST = 300
+"""Seconds that a request may take; one step takes far less, but for a busy machine."""
+
 OWN = re.compile(r"/(__pycache__|\.hypothesis|matplotlib)(/|$)")
 
 TEXTS = st.one_of(
@@ -157,8 +160,10 @@ def served_or_refused(endpoint: str, examples: int, client, usual, written, fold
         for label, component, _ in chosen:
             arguments[label] = hostile_value(data.draw, label, component, folder)
         try:
-            client.submit(**arguments, api_name=endpoint).result(timeout=120)
+            client.submit(**arguments, api_name=endpoint).result(timeout=LONGEST)
             became["served"] += 1
+        except TimeoutError:
+            raise AssertionError(f"no answer after {LONGEST} s to {arguments}") from None
         except AppError as error:
             refused_in_words(error)
             became["refused"] += 1
