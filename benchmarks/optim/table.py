@@ -8,6 +8,8 @@ from trimtab.benchmarks.optim.report import RESULTS, Row, print_rows
 
 BENCHMARKS = (
     "personal_reward",
+    "personal_noise",
+    "convex_relu",
     "newton",
     "blind_gain",
     "conjugate_directions",

@@ -88,6 +88,7 @@ class DeepDirections:
     smoothly looks nearly like none (the scaled operator's leading part is the plain Laplacian).
 
     A step costs as much as dozens of plain ones, so on a CPU `Multigrid`, which needs about as few, is the fast choice.
+    The bundled network serves up to 512 pixels a side; at 1,024 it does not reach 1e-4 in 100 steps.
 
     Args:
         operator: A. The network was trained with x = 0 beyond the edges; "free" ones cost iterations.
