@@ -20,14 +20,14 @@ from trimtab.commands import (
     reconstruct,
     tune,
 )
-from trimtab.commands.errors import FailedJobs, UsageError, first_line
+from trimtab.commands.errors import FailedJobs, UsageError, first_line, one_line
 
 __all__ = ["main"]
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"trimtab: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"trimtab: error: {one_line(message)} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():  # a command may set filters
             args.run(args)
     except UsageError as error:
-        print(f"trimtab: error: {error}", file=sys.stderr)
+        print(f"trimtab: error: {one_line(str(error))}", file=sys.stderr)
         return 2
     except (OSError, FloatingPointError, MemoryError, FailedJobs) as error:
-        print(f"trimtab: error: {first_line(error)}", file=sys.stderr)
+        print(f"trimtab: error: {one_line(first_line(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("trimtab: interrupted; what was finished is kept", file=sys.stderr)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from trimtab.commands.errors import FailedJobs, first_line
+from trimtab.commands.errors import FailedJobs, first_line, one_line
 from trimtab.commands.folder_lock import FolderLock
 from trimtab.commands.jobs import Job
 from trimtab.commands.manifest import MANIFEST, Manifest, finite, merge_manifests, read_manifest
@@ -234,7 +234,7 @@ def _record(job: Job, outcome: Outcome) -> dict[str, Any]:
 def _failed(manifest: Manifest, job: Job, error: str) -> None:
     said: dict[str, Any] = {"files": [], "figures": {}, "error": error, "where": job.where}
     manifest.append({"job": job.name, "seed": job.settings.get("seed"), "settings": dict(job.settings), **said})
-    print(f"trimtab: warning: {job.name}: {error}", file=sys.stderr)
+    print(one_line(f"trimtab: warning: {job.name}: {error}"), file=sys.stderr)
 
 
 def _done(folder: Path, jobs: Sequence[Job]) -> set[str]:
