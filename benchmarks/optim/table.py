@@ -22,6 +22,7 @@ BENCHMARKS = (
     "training_optimizers",
     "noise_constraints",
     "search_pipeline",
+    "search_landscape",
     "adaptive_batch",
     "target_surrogate",
     "optimizer_biases",
