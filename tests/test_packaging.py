@@ -149,6 +149,20 @@ print([name for name in {TOP_FOLDERS!r} if name in sys.modules])
     assert python("-W", "ignore", "-c", code, folder=ROOT) == "[]\n"
 
 
+def test_imports_take_little_beside_what_they_import():
+    """The library's own share of the time, in one process, where other work on the machine meets both alike."""
+    code = "import trimtab.guidance, trimtab.pipelines, trimtab.rewards, trimtab.schedulers, trimtab.geometry"
+    run = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    rows = [line.removeprefix("import time:").split("|") for line in run.stderr.splitlines() if line.count("|") == 2]
+    own = {"trimtab": 0, "others": 0}
+    for microseconds, _, name in rows[1:]:
+        own["trimtab" if name.strip().split(".")[0] == "trimtab" else "others"] += int(microseconds)
+    assert own["trimtab"] > 0
+    assert own["trimtab"] + own["others"] <= 1.05 * own["others"], own
+
+
 def test_importing_trimtab_waits_for_nothing():
     code = "import sys, trimtab; print(sorted({'torch', 'diffusers', 'numpy'} & set(sys.modules)))"
     assert python("-c", code, folder=ROOT) == "[]\n"
@@ -183,6 +197,11 @@ def test_constraints_pin_every_direct_dependency_within_its_bounds():
         if wanted.name != "trimtab":
             assert {specifier.operator for specifier in wanted.specifier} == {">="}, line
             assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)]), line
+
+
+def test_the_changelog_has_the_version():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{trimtab.__version__}]" in text and "## [Unreleased]" in text
 
 
 def test_asset_path_finds_what_there_is():
