@@ -330,6 +330,8 @@ def main() -> None:
     parser.add_argument("--category", choices=CATEGORIES, default="count")
     parser.add_argument("--folder", type=Path, default=Path("out/finetune_reward"))
     args = parser.parse_args()
+    if args.rollouts < 64:
+        parser.error(f"--rollouts is {args.rollouts}; takes 64 or more, two draws of 32")
     if args.part in PROBLEMS:
         rows, details = PROBLEMS[args.part](args.seeds), {"seeds": args.seeds}
     elif args.part == "model":
