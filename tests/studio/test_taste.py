@@ -121,12 +121,12 @@ def test_it_is_told_how_well_the_liked_can_be_told_apart():
     pairs = list(zip(likes, others, strict=False))
     assert len(pairs) >= 4 and told_apart(stock_of(rows), pairs[:3]) == ""
     text = told_apart(stock_of(rows), pairs)
-    assert f"Of {2 * len(pairs)} pictures, {len(pairs)} you mostly chose" in text
-    assert "err on 0 to 0 % of them (guessing: 50 %" in text and "hardly better" not in text
+    assert f"You mostly chose {len(pairs)} of {2 * len(pairs)} pictures" in text
+    assert "take 0 to 0 % for the wrong kind (guessing: 50 %" in text and "hardly better" not in text
     # Each picture beside one that is all but the same and has the other label: neighbours always err.
     twins = torch.cat([rows[likes[:4]], rows[likes[:4]] + 1e-3])
     text = told_apart(stock_of(twins), [(i, i + 4) for i in range(4)])
-    assert "to 100 % of them" in text and "hardly better than guessing" in text
+    assert "to 100 % for the wrong kind" in text and "hardly better than guessing" in text
 
 
 def changed(path, folder, about=None, **weights):

@@ -204,9 +204,9 @@ def told_apart(stock: Stock, votes: Sequence[tuple[int, int]]) -> str:
     found = bayes_error_report(torch.tensor(stock.features)[known], liked.long())
     chance = min(float(liked.float().mean()), 1 - float(liked.float().mean()))
     text = (
-        f"Of {len(liked)} pictures, {int(liked.sum())} you mostly chose. From what it sees, a judge would err on "
-        f"{100 * found.knn_lower:.0f} to {100 * found.knn_upper:.0f} % of them (guessing: {100 * chance:.0f} %; the "
-        f"kernel's estimate: {100 * found.estimate:.0f} %)."
+        f"You mostly chose {int(liked.sum())} of {len(liked)} pictures. From what it sees of them even the best judge "
+        f"would take {100 * found.knn_lower:.0f} to {100 * found.knn_upper:.0f} % for the wrong kind (guessing: "
+        f"{100 * chance:.0f} %; by another estimate: {100 * found.estimate:.0f} %)."
     )
     if found.knn_upper >= 0.9 * chance:
         text += " That is hardly better than guessing: what it sees may not hold what you choose by."
