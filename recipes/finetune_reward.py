@@ -233,7 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
     training = TrainingSettings(
         options.steps,
         options.batch_size,
-        options.learning_rate or RATES.get(options.estimator, 1e-3),
+        options.learning_rate or RATES.get(options.estimator, 4e-4),
         warmup_steps=options.warmup_steps,
         weight_decay=0.0,
         ema_decay=options.ema_decay,
@@ -298,7 +298,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--demo-draws", type=int, default=8, help="of hybrid: further rollouts where none succeeded")
     add("--demo-coef", type=float, default=1.0)
     add("--optimizer", default="adamw", help="of the estimators that are none themselves")
-    add("--learning-rate", type=float, help="default: 1e-3 for AdamW")
+    add("--learning-rate", type=float, help="default: 4e-4 for AdamW; 2e-3 loses the policy")
     add("--warmup-steps", type=int, default=5)
     add("--steps", type=int, default=150)
     add("--batch-size", type=int, default=64, help="rollouts of a draw in each process")
