@@ -221,8 +221,7 @@ class GuidanceRescale(_Wrapper):
         g, c = output.pred.to(wide), output.pred_cond.to(wide)
         dims = tuple(range(1, g.ndim))
         spread = g.std(dims, keepdim=True)
-        ratio = torch.where(
-            spread > 0, c.std(dims, keepdim=True) / spread, 1.0
-        )  # of a constant nothing is to be scaled
+        # Of a constant nothing is to be scaled.
+        ratio = torch.where(spread > 0, c.std(dims, keepdim=True) / spread, 1.0)
         output.pred = (g * (1 + self.guidance_rescale * (ratio - 1))).to(output.pred.dtype)
         return output

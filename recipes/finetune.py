@@ -29,6 +29,7 @@ from trimtab.optim import AdaptiveBatchSize
 
 from .assemble import save_part
 from .captioned_pictures import EncodedPictures, encode_pictures, read_pictures, write_object_scenes
+from .command_line import add_run_arguments, report_end, training_settings
 from .curvature import add_curvature_argument
 from .distil import StraightStep
 from .emoji_scenes.new_object import BELL
@@ -208,19 +209,11 @@ def main(arguments: list[str] | None = None) -> None:
     if options.data is None and not (data / "metadata.jsonl").exists():
         write_object_scenes(BELL, data, count=options.scenes, seed=options.seed)
     pictures = encode_pictures(pipe, *read_pictures(data), max_sequence_length=options.max_sequence_length)
-    training = TrainingSettings(
-        options.steps,
-        options.batch_size,
+    training = training_settings(
+        options,
         options.learning_rate or {"lora": 1e-3, "full": 2e-4}[options.train],
-        warmup_steps=options.warmup_steps,
         weight_decay=options.weight_decay,
-        ema_decay=options.ema_decay,
-        checkpoint_seconds=options.checkpoint_seconds,
-        accumulation=options.accumulation,
-        mixed_precision=options.mixed_precision,
-        log_every=options.log_every,
         curvature=options.curvature,
-        seed=options.seed,
     )
     settings = Finetuning(
         training, options.train, options.rank, options.optimizer, options.max_batch_size, options.guidance_scale
@@ -235,10 +228,7 @@ def main(arguments: list[str] | None = None) -> None:
         validate_every=options.validate_every,
         trackers=options.tracker,
     )
-    if done:
-        print(f"written to {save_result(pipe, options.train, options.output)}")
-    else:
-        print(f"stopped after {options.max_seconds:g} s; run the same command to go on")
+    report_end(done, options, lambda: save_result(pipe, options.train, options.output))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -253,24 +243,16 @@ def _parser() -> argparse.ArgumentParser:
         "soap or a class of torch.optim; FRUGAL and DCT save state under --train full")  # fmt: skip
     add("--learning-rate", type=float, help="default: 1e-3 for LoRA, 2e-4 for full")
     add("--weight-decay", type=float, default=0.01)
-    add("--warmup-steps", type=int, default=20)
-    add("--steps", type=int, default=400)
     add("--batch-size", type=int, default=16, help="pictures of a micro-batch in each process")
     add("--accumulation", type=int, default=1, help="micro-batches of a step")
     add("--max-batch-size", type=int, default=0, help="above 0 the batch grows up to this by AdAdaGrad's norm test")
-    add("--rank", type=int, default=16)
-    add("--ema-decay", type=float, default=0.98, help="0 keeps the last weights")
     add("--mixed-precision", choices=("no", "bf16", "fp16"), help="default: bf16 where the machine has it")
     add("--max-sequence-length", type=int, default=16, help="tokens of T5")
     add("--validation-prompt", action="append", default=[], help="may be given several times")
     add("--validate-every", type=int, default=0)
     add("--guidance-scale", type=float, default=3.0)
-    add("--tracker", action="append", default=[], help="of accelerate, such as tensorboard or wandb")
-    add("--log-every", type=int, default=10)
     add_curvature_argument(parser)
-    add("--checkpoint-seconds", type=float, default=120.0)
-    add("--max-seconds", type=float, help="stop with a checkpoint after this time")
-    add("--seed", type=int, default=0)
+    add_run_arguments(parser, warmup_steps=20, steps=400, ema_decay=0.98, log_every=10)
     return parser
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from trimtab.assets import FEW_STEPS, asset_path
 from trimtab.optim import HARPG, NormalizedPGIGT
 
+from .command_line import add_run_arguments, report_end, training_settings
 from .denoising_policy import DenoisingPolicy, GuidedVelocity, encode_captions
 from .emoji_scenes import CATEGORIES, check_scene, sample_facts, write_caption
 from .finetune import lora_layers, save_result
@@ -230,19 +231,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Finetunes and writes the result."""
     options = _parser().parse_args(arguments)
     pipe = load_pipeline(options.model, options.transformer)
-    training = TrainingSettings(
-        options.steps,
-        options.batch_size,
-        options.learning_rate or RATES.get(options.estimator, 4e-4),
-        warmup_steps=options.warmup_steps,
-        weight_decay=0.0,
-        ema_decay=options.ema_decay,
-        checkpoint_seconds=options.checkpoint_seconds,
-        accumulation=options.accumulation,
-        mixed_precision=options.mixed_precision,
-        log_every=options.log_every,
-        seed=options.seed,
-    )
+    rate = options.learning_rate or RATES.get(options.estimator, 4e-4)
+    training = training_settings(options, rate, weight_decay=0.0)
     estimator = Estimator(
         options.estimator,
         options.group_size,
@@ -271,10 +261,7 @@ def main(arguments: list[str] | None = None) -> None:
         max_seconds=options.max_seconds,
         trackers=options.tracker,
     )
-    if done:
-        print(f"written to {save_result(pipe, 'lora', options.output)}")
-    else:
-        print(f"stopped after {options.max_seconds:g} s; run the same command to go on")
+    report_end(done, options, lambda: save_result(pipe, "lora", options.output))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -299,18 +286,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--demo-coef", type=float, default=1.0)
     add("--optimizer", default="adamw", help="of the estimators that are none themselves")
     add("--learning-rate", type=float, help="default: 4e-4 for AdamW; 2e-3 loses the policy")
-    add("--warmup-steps", type=int, default=5)
-    add("--steps", type=int, default=150)
     add("--batch-size", type=int, default=64, help="rollouts of a draw in each process")
     add("--accumulation", type=int, default=1, help="draws of a step")
-    add("--rank", type=int, default=16)
-    add("--ema-decay", type=float, default=0.9, help="0 keeps the last weights")
     add("--mixed-precision", choices=("no", "bf16"), default="no")
-    add("--tracker", action="append", default=[], help="of accelerate, such as tensorboard or wandb")
-    add("--log-every", type=int, default=1)
-    add("--checkpoint-seconds", type=float, default=120.0)
-    add("--max-seconds", type=float, help="stop with a checkpoint after this time")
-    add("--seed", type=int, default=0)
+    add_run_arguments(parser, warmup_steps=5, steps=150, ema_decay=0.9, log_every=1)
     return parser
 
 
